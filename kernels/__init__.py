@@ -1,0 +1,71 @@
+"""Fused attention operators for multimodal sequences, several backends behind each function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import bidirectional, chunked, shared
+from .backends import (
+    Explanation,
+    available_backends,
+    define_reference,
+    explain_call,
+    machine_reasons,
+)
+from .bidirectional import bidirectional_cross_attention
+from .chunked import (
+    ChunkedAttentionState,
+    chunk_summaries,
+    chunked_attention,
+    chunked_attention_step,
+)
+from .registration import OperatorDefinition
+from .shared import shared_cross_attention
+
+__all__ = [
+    "ChunkedAttentionState",
+    "Explanation",
+    "available_backends",
+    "bidirectional_cross_attention",
+    "chunk_summaries",
+    "chunked_attention",
+    "chunked_attention_step",
+    "explain",
+    "machine_reasons",
+    "shared_cross_attention",
+]
+
+_OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
+    module.operator.DEFINITION.name: (module.operator.DEFINITION, module.operator.prepare)
+    for module in (bidirectional, shared, chunked)
+}
+define_reference(*(definition for definition, _ in _OPERATORS.values()))
+
+
+def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:
+    """Say which backend ``backend="auto"`` takes for a call, and why each of the others is refused.
+
+    Args:
+        op: an operator of this package, or its name.
+        *arguments: the call's tensors. Without any, the answer is about this machine.
+        **options: the call's options.
+
+    Returns:
+        The explanation; ``print`` it, or read its ``chosen`` and ``reasons``.
+
+    Raises:
+        ValueError: ``op`` is no operator of this package.
+        TypeError: as the operator raises.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in _OPERATORS:
+        raise ValueError(f"op must be one of {sorted(_OPERATORS)}, got {name!r}")
+    definition, prepare = _OPERATORS[name]
+    if not arguments and not options:
+        available = available_backends()
+        return Explanation(name, available[0], machine_reasons())
+    options.pop("return_lse", None)
+    options.pop("backend", None)
+    tensors, checked = prepare(*arguments, **options)
+    return explain_call(definition, tensors, checked)

@@ -1,0 +1,182 @@
+"""Which backend runs a call, and why each of the others does not.
+
+A backend enters the table by :func:`register_backend` when its kernels are there. ``auto`` takes
+the first in the device's order of preference that does not refuse the call; an explicit request is
+never replaced by another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .registration import OperatorDefinition, define
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+_PREFERENCE = {
+    "cuda": ("cuda", "triton", "reference"),
+    "cpu": ("cpu", "reference"),
+}
+
+Refusal = Callable[[OperatorDefinition, Sequence[Tensor], Any], "str | None"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of some of the operators.
+
+    Attributes:
+        name: one of :data:`BACKENDS`.
+        device_types: devices whose tensors it takes; empty for all.
+        refuse: ``(definition, tensors, options) -> reason`` why it cannot run a call, or None if it
+            can.
+        operators: names of the operators it has kernels for.
+    """
+
+    name: str
+    device_types: tuple[str, ...]
+    refuse: Refusal
+    operators: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which backend an operator takes and what was said of the others.
+
+    Attributes:
+        operator: name of the operator.
+        chosen: the backend that ``auto`` takes.
+        reasons: for each backend, in order of preference, why it is taken or refused.
+    """
+
+    operator: str
+    chosen: str
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """One line a backend."""
+        lines = [f"{self.operator}: {self.chosen}"]
+        lines += [f"  {name:<10} {reason}" for name, reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+_registered: dict[str, Backend] = {}
+_unavailable: dict[str, str] = {
+    "cuda": "this version has no CUDA C++ kernels",
+    "triton": "this version has no Triton kernels",
+    "cpu": "this version has no vectorised CPU kernels",
+}
+
+
+def register_backend(backend: Backend) -> None:
+    """Enter a backend whose operators are registered under ``mmer_<name>``."""
+    _registered[backend.name] = backend
+    _unavailable.pop(backend.name, None)
+
+
+def define_reference(*definitions: OperatorDefinition) -> None:
+    """Register the reference of each operator as the backend that takes every call."""
+    for definition in definitions:
+        outputs = definition.outputs
+
+        def backward(
+            *arguments: Any, definition: OperatorDefinition = definition, outputs: int = outputs
+        ) -> Any:
+            # The reference computes everything from the inputs and has no use for saved outputs.
+            return definition.backward(*arguments[: -2 * outputs])
+
+        define(definition, "mmer_reference", definition.forward, backward)
+    names = frozenset(definition.name for definition in definitions)
+    register_backend(Backend("reference", (), lambda *_: None, names))
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the backends that can run on this machine, in order of preference."""
+    return tuple(name for name in BACKENDS if name in _registered)
+
+
+def machine_reasons() -> dict[str, str]:
+    """Return, for each backend, ``"available"`` or why it cannot run on this machine."""
+    return {name: _unavailable.get(name, "available") for name in BACKENDS}
+
+
+def refusal(
+    name: str, definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any
+) -> str | None:
+    """Return why a backend cannot run this call, or None if it can."""
+    backend = _registered.get(name)
+    if backend is None:
+        return _unavailable[name]
+    if definition.name not in backend.operators:
+        return f"it has no kernel for {definition.name}"
+    device_type = tensors[0].device.type
+    if backend.device_types and device_type not in backend.device_types:
+        return (
+            f"it takes tensors on {' or '.join(backend.device_types)}, these are on {device_type}"
+        )
+    return backend.refuse(definition, tensors, options)
+
+
+def choose(
+    requested: str, definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any
+) -> str:
+    """Return the backend that runs a call.
+
+    Raises:
+        ValueError: ``backend`` is no backend's name.
+        RuntimeError: the requested backend cannot run this call; the message says why.
+    """
+    if requested == "auto":
+        for name in _PREFERENCE.get(tensors[0].device.type, ("reference",)):
+            if name in _registered and refusal(name, definition, tensors, options) is None:
+                return name
+        return "reference"
+    if requested not in BACKENDS:
+        raise ValueError(f'backend must be "auto" or one of {BACKENDS}, got {requested!r}')
+    reason = refusal(requested, definition, tensors, options)
+    if reason is not None:
+        raise RuntimeError(f"backend {requested!r} cannot run {definition.name}: {reason}")
+    return requested
+
+
+def explain_call(
+    definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any
+) -> Explanation:
+    """Return what ``auto`` would choose for a call, and why."""
+    order = _PREFERENCE.get(tensors[0].device.type, ("reference",))
+    chosen = choose("auto", definition, tensors, options)
+    reasons = {}
+    for name in (*order, *(name for name in BACKENDS if name not in order)):
+        reason = refusal(name, definition, tensors, options)
+        if name == chosen:
+            reasons[name] = "chosen"
+        elif reason is not None:
+            reasons[name] = f"refused: {reason}"
+        else:
+            reasons[name] = f"could run it, {chosen} is preferred"
+    return Explanation(definition.name, chosen, reasons)
+
+
+def run(
+    requested: str, definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any
+) -> tuple[Tensor, ...]:
+    """Run a validated call on the backend that was requested or chosen.
+
+    Registered operators with derivatives do not take part in the transforms of ``torch.func``:
+    inside of them the reference runs as plain PyTorch.
+    """
+    name = choose(requested, definition, tensors, options)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if requested not in ("auto", "reference"):
+            raise RuntimeError(
+                f"backend {requested!r} cannot run {definition.name}: inside a transform of "
+                f'torch.func only "reference" can'
+            )
+        return definition.forward(*tensors, options)
+    operator = getattr(getattr(torch.ops, f"mmer_{name}"), definition.name)
+    outputs: tuple[Tensor, ...] = operator(*tensors, *options)
+    return outputs
