@@ -1,0 +1,69 @@
+# The environment is made once, in .venv, and made again when what it is made from changes.
+#
+#   make demo       train on real recordings, print the table, draw the picture
+#   make test       the quick tests                 make test-all   all tests
+#   make bench      the benchmarks                  make lint       formatting, lint, types
+#   make clean      remove what was built           make install    only make the environment
+#
+# PYTHON=python3.12 chooses the interpreter, MMER_BUILD=auto allows compiled parts to be left out,
+# PYTEST_ARGS="-k philox" goes to pytest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install -q --no-build-isolation -c constraints.txt
+WORKERS ?= 2
+
+# Where there is a compiler, a part that does not build is a failure, not something to leave out.
+ifeq ($(origin MMER_BUILD), undefined)
+MMER_BUILD := $(if $(shell command -v $(CXX)),require,auto)
+endif
+export MMER_BUILD
+
+SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+
+.DEFAULT_GOAL := install
+.PHONY: install demo test test-all bench lint clean
+
+install: $(VENV)/.dev
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks --timeout 0 $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f mmer/*.so mmer/_build_info.json $(VENV)/.installed
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# torch comes first, so that nothing else brings another version of it, and the build finds it.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned versions need Python 3.11 or later: set PYTHON")'
+	@echo "Making $(VENV) with torch and all else that is needed: about 2 GB, this once."
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch numpy setuptools wheel pybind11
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(SOURCES)
+	$(INSTALL) -e '.[train]'
+	@touch $@
+
+# mmer-attention is installed by now: only what the extra names is added to it.
+$(VENV)/.bench: $(VENV)/.dev
+$(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.installed
+	$(INSTALL) 'mmer-attention[$*]'
+	@touch $@

@@ -1,0 +1,301 @@
+"""Build of mmer. Metadata is in pyproject.toml; here are the packages and the compiled parts.
+
+Every compiled part is optional: one that cannot be built is left out, and ``mmer/_build_info.json``
+keeps the reason, which ``mmer doctor`` shows.
+
+Environment:
+    MMER_BUILD: ``auto`` (default) leaves out what cannot be built, ``require`` fails instead,
+        ``none`` compiles nothing.
+    FORCE_CUDA: ``1`` fails where the CUDA kernels cannot be built.
+    MAX_JOBS: how many compilers run at once; one per core by default.
+    CXX, CPPFLAGS, CXXFLAGS, LDFLAGS: as for any C++ build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from threading import BoundedSemaphore
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import SetupError
+
+ROOT = Path(__file__).resolve().parent
+BUILD_INFO = Path("mmer", "_build_info.json")
+TORCH_MINIMUM = (2, 10)
+# The format of torch's headers: a byte each for major and minor version, then six of zeros.
+TORCH_TARGET_VERSION = f"0x{TORCH_MINIMUM[0]:02x}{TORCH_MINIMUM[1]:02x}000000000000"
+COMPILE_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-DNDEBUG",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
+SHARED_FLAGS = (
+    ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+)
+LEFT_OUT_BY_DESIGN = {"cuda": "this version of mmer has no CUDA kernels"}
+
+
+class LeftOut(Exception):
+    """A part cannot be built here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a part needs beyond the flags that all parts share."""
+
+    compile_flags: Sequence[str] = ()
+    link_flags: Sequence[str] = ()
+
+
+def all_packages() -> list[str]:
+    """Return every package of the distribution; the folder kernels/ is imported as mmer.kernels."""
+    # The symlink mmer/kernels shows the same folder to type checkers, and is absent from an sdist.
+    inside_mmer = find_packages(include=["mmer", "mmer.*"], exclude=["mmer.kernels*"])
+    inside_kernels = [f"mmer.kernels.{name}" for name in find_packages("kernels")]
+    return [*inside_mmer, "mmer.kernels", *inside_kernels]
+
+
+def build_mode() -> str:
+    """Return the value of MMER_BUILD."""
+    mode = os.environ.get("MMER_BUILD", "auto")
+    if mode not in ("auto", "require", "none"):
+        raise SetupError(f"MMER_BUILD must be auto, require or none, got {mode!r}")
+    return mode
+
+
+def max_jobs() -> int:
+    """Return how many compilers may run at once."""
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise SetupError(f"MAX_JOBS must be a positive integer, got {jobs!r}")
+    return int(jobs)
+
+
+def environment_flags(name: str) -> list[str]:
+    """Return the flags that an environment variable holds."""
+    return shlex.split(os.environ.get(name, ""))
+
+
+def text_macro(name: str, text: str) -> str:
+    """Return the flag that defines a macro as a string literal."""
+    return f"-D{name}={json.dumps(text)}"
+
+
+def find_compiler() -> list[str]:
+    """Return the command of the C++ compiler: CXX, or the first one found."""
+    if sys.platform == "win32":
+        raise LeftOut("the compiled parts are built on Linux and macOS only")
+    if os.environ.get("CXX"):
+        return environment_flags("CXX")
+    python_was_built_with = shlex.split(sysconfig.get_config_var("CXX") or "")
+    for command in (python_was_built_with, ["c++"], ["g++"], ["clang++"]):
+        if command and shutil.which(command[0]):
+            return command
+    raise LeftOut("no C++ compiler was found; install g++ or clang++, or set CXX")
+
+
+def find_torch() -> Path:
+    """Return the folder of the installed torch, found without importing it."""
+    spec = find_spec("torch")
+    folders = [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
+    # An isolated build does not see the environment's packages, but knows where they are.
+    folders += [
+        Path(place, "torch")
+        for place in (
+            sysconfig.get_path("platlib"),
+            sysconfig.get_path("purelib"),
+            site.getusersitepackages(),
+        )
+    ]
+    for folder in folders:
+        if (folder / "include" / "torch" / "csrc" / "stable").is_dir():
+            return folder
+    raise LeftOut(
+        "torch was not found when mmer was built; now that it is installed, build mmer again with "
+        "`pip install --force-reinstall --no-deps --no-cache-dir` and what was installed before"
+    )
+
+
+def operators_needs() -> Needs:
+    """Return what the operators need: the headers and libraries of torch."""
+    folder = find_torch()
+    text = (folder / "version.py").read_text(encoding="utf-8")
+    found = re.search(r"__version__ = ['\"](\d+)\.(\d+)", text)
+    if found is None:
+        raise LeftOut(f"{folder / 'version.py'} states no version")
+    if (int(found[1]), int(found[2])) < TORCH_MINIMUM:
+        wanted = ".".join(map(str, TORCH_MINIMUM))
+        raise LeftOut(f"the operators need torch >= {wanted}, found {found[1]}.{found[2]}")
+    return Needs(
+        compile_flags=[
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+            "-isystem",
+            str(folder / "include"),
+        ],
+        link_flags=[f"-L{folder / 'lib'}", "-ltorch_cpu"],
+    )
+
+
+def native_needs() -> Needs:
+    """Return what mmer._native needs: the headers of Python and pybind11, and what to report."""
+    try:
+        import pybind11
+    except ImportError:
+        raise LeftOut("pybind11 is not installed") from None
+    compiler = find_compiler()
+    described = {
+        "MMER_COMPILER": Path(compiler[0]).name,
+        "MMER_COMPILE_FLAGS": " ".join([*COMPILE_FLAGS, *environment_flags("CXXFLAGS")]),
+        "MMER_PYBIND11": pybind11.__version__,
+        "MMER_TORCH_TARGET": ".".join(map(str, TORCH_MINIMUM)),
+    }
+    return Needs(
+        compile_flags=[
+            *(text_macro(name, value) for name, value in described.items()),
+            "-isystem",
+            pybind11.get_include(),
+            "-isystem",
+            sysconfig.get_path("include"),
+        ]
+    )
+
+
+NEEDS = {"operators": operators_needs, "native": native_needs}
+
+
+def part_name(part: Extension) -> str:
+    """Return the name of a part in reports: that of its file, without the underscore."""
+    return str(part.name).rpartition("._")[2]
+
+
+class BuildParts(build_ext):
+    """Build each compiled part by itself, and record which ones were left out and why."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return the file of a part; that of the operators serves every Python version."""
+        *packages, name = fullname.split(".")
+        if name == "_operators":
+            return str(Path(*packages, "_operators.so"))
+        return str(super().get_ext_filename(fullname))
+
+    def build_extensions(self) -> None:
+        """Build every part, and write down what was built and what was not."""
+        mode = build_mode()
+        if os.environ.get("FORCE_CUDA") == "1":
+            raise SetupError(f"FORCE_CUDA is 1, but {LEFT_OUT_BY_DESIGN['cuda']}")
+        self.jobs = BoundedSemaphore(max_jobs())
+        self.left_out_parts: list[Extension] = []
+        reasons: dict[str, str] = {}
+        with ThreadPoolExecutor() as pool:
+            builds = [(part, pool.submit(self.build_part, part, mode)) for part in self.extensions]
+        for part, build in builds:
+            try:
+                build.result()
+            except LeftOut as reason:
+                self.left_out_parts.append(part)
+                reasons[part_name(part)] = str(reason)
+        summary = "; ".join(f"{name} is left out: {reason}" for name, reason in reasons.items())
+        if reasons and mode == "require":
+            raise SetupError(f"MMER_BUILD is require, but {summary}")
+        print(summary or "all compiled parts are built", flush=True)
+        # A new list: this one is the distribution's own, which other commands still read.
+        self.extensions = [part for part in self.extensions if part not in self.left_out_parts]
+        information = {
+            "built": [part_name(part) for part in self.extensions],
+            "left_out": {**reasons, **LEFT_OUT_BY_DESIGN},
+        }
+        path = Path(self.build_lib, BUILD_INFO)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
+
+    def build_part(self, part: Extension, mode: str) -> None:
+        """Compile the sources of a part side by side and link them; LeftOut if that cannot be."""
+        target = Path(self.get_ext_fullpath(part.name))
+        target.unlink(missing_ok=True)
+        if mode == "none":
+            raise LeftOut("MMER_BUILD was none when mmer was built")
+        needs = NEEDS[part_name(part)]()
+        compiler = find_compiler()
+        objects_folder = Path(self.build_temp, part_name(part))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        flags = [
+            *COMPILE_FLAGS,
+            text_macro("MMER_VERSION", self.distribution.get_version()),
+            *needs.compile_flags,
+            *environment_flags("CPPFLAGS"),
+            *environment_flags("CXXFLAGS"),
+        ]
+
+        def compile_source(source: str) -> str:
+            result = objects_folder / Path(source).with_suffix(".o")
+            result.parent.mkdir(parents=True, exist_ok=True)
+            self.run_tool([*compiler, *flags, "-c", source, "-o", str(result)], source)
+            return str(result)
+
+        with ThreadPoolExecutor() as pool:
+            objects = list(pool.map(compile_source, part.sources))
+        link = [*compiler, *SHARED_FLAGS, *environment_flags("LDFLAGS"), *objects]
+        self.run_tool([*link, *needs.link_flags, "-o", str(target)], target.name)
+
+    def run_tool(self, command: Sequence[str], subject: str) -> None:
+        """Run a compiler or linker, and turn its failure into a reason of one line."""
+        with self.jobs:
+            print(f"{shlex.join(command)}\n", end="", flush=True)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            except OSError as error:
+                raise LeftOut(f"{command[0]} cannot be run: {error.strerror}") from error
+        print(done.stderr, end="", file=sys.stderr, flush=True)
+        if done.returncode != 0:
+            summary = f"{subject}: {command[0]} failed with exit status {done.returncode}"
+            problem = next((line for line in done.stderr.splitlines() if "error" in line), "")
+            raise LeftOut(f"{summary}: {problem.strip()}" if problem else summary)
+
+    def copy_extensions_to_source(self) -> None:
+        """Bring the source tree to what was built: new parts in, parts left out away."""
+        super().copy_extensions_to_source()
+        for part in self.left_out_parts:
+            Path(self.get_ext_filename(part.name)).unlink(missing_ok=True)
+        self.copy_file(str(Path(self.build_lib, BUILD_INFO)), str(BUILD_INFO))
+
+    def get_outputs(self) -> list[str]:
+        """Return the files that this command writes into the build folder."""
+        if self.inplace:
+            return list(self.get_output_mapping())
+        return [*super().get_outputs(), str(Path(self.build_lib, BUILD_INFO))]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Return which file of the build folder an in-place build copies to which source file."""
+        mapping = dict(super().get_output_mapping())
+        if self.inplace:
+            mapping[str(Path(self.build_lib, BUILD_INFO))] = str(BUILD_INFO)
+        return mapping
+
+
+setup(
+    packages=all_packages(),
+    package_dir={"mmer": "mmer", "mmer.kernels": "kernels"},
+    ext_modules=[
+        Extension("mmer._operators", ["csrc/operators.cpp", "csrc/dropout_bits.cpp"]),
+        Extension("mmer._native", ["csrc/native.cpp", "csrc/cpu_features.cpp"]),
+    ],
+    cmdclass={"build_ext": BuildParts},
+)
