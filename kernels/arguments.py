@@ -187,7 +187,8 @@ def check_scale(scale: object, head_dim: int) -> float:
         return float(head_dim**-0.5)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number, got {type(scale).__name__}")
-    if not math.isfinite(scale):
+    # Not math.isfinite: torch.compile(dynamic=True) gives a symbolic number.
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
 

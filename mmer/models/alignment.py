@@ -56,13 +56,20 @@ def to_frames(tokens: Tokens, times: Tensor, mask: Tensor | None = None) -> Tens
     span = knots.gather(1, right) - knots.gather(1, left)
     right_weight = torch.where(span > 0, reach.square() / (2.0 * span.clamp(min=1e-12)), 0.0)
     left_weight = reach - right_weight
-    partial = left_weight.to(values.dtype)[..., None] * _take_rows(values, left)
-    partial = partial + right_weight.to(values.dtype)[..., None] * _take_rows(values, right)
-
-    from_start, from_end = partial.chunk(2, dim=1)
+    # Differences of long integrals are taken in float64; only then is precision dropped. That goes
+    # for the weights too where both edges of a cell lie between the same tokens, or beyond them.
+    after_start, after_end = after.chunk(2, dim=1)
+    same = after_start == after_end
+    partial = torch.zeros_like(values[:, :1])
+    for weight, row in ((left_weight, left), (right_weight, right)):
+        from_start, from_end = weight.chunk(2, dim=1)
+        from_end = from_end - torch.where(same, from_start, 0.0)
+        from_start = torch.where(same, 0.0, -from_start)
+        weight = torch.cat((from_start, from_end), dim=1).to(values.dtype)
+        partial = partial + weight[..., None] * _take_rows(values, row)
     whole_start, whole_end = _take_rows(integral, left).chunk(2, dim=1)
-    # The difference of two long integrals is taken in float64; only then is precision dropped.
-    total = (whole_end - whole_start).to(values.dtype) + (from_end - from_start)
+    part_start, part_end = partial.chunk(2, dim=1)
+    total = (whole_end - whole_start).to(values.dtype) + part_start + part_end
     return total / (end - start).to(values.dtype)[..., None]
 
 

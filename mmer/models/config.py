@@ -180,7 +180,7 @@ class RecognizerConfig:
         check_number("max_wavelength", self.max_wavelength, low=self.min_wavelength, high=1e9)
         check_number("gate_init", self.gate_init, low=-1e4, high=1e4)
         if self.max_gap is not None:
-            check_number("max_gap", self.max_gap, low=0.0)
+            check_number("max_gap", self.max_gap, low=0.0, high=1e9)
 
     def _read_modalities(self) -> None:
         if not isinstance(self.modalities, Mapping):

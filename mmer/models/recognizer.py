@@ -288,9 +288,7 @@ class EmotionRecognizer(nn.Module):
                         f"{argument} must have modalities of the model, {', '.join(known)}, "
                         f"got {name!r}"
                     )
-        if not values:
-            raise ValueError(f"values must have at least one of {', '.join(known)}, got none")
-        batch = next(iter(values.values())).shape[0]
+        batch: int | None = None
         samples = {}
         for name, modality in known.items():
             if name not in values:
@@ -299,6 +297,8 @@ class EmotionRecognizer(nn.Module):
             check_sequence(f"values[{name!r}]", x, modality.features)
             check_mask(f"masks[{name!r}]", mask, x)
             check_times(f"times[{name!r}]", seconds, x)
+            if batch is None:
+                batch = x.shape[0]
             if x.shape[0] != batch:
                 raise ValueError(
                     f"values[{name!r}] must have the batch size of the others, {batch}, "
@@ -315,6 +315,10 @@ class EmotionRecognizer(nn.Module):
                 seconds = (index / modality.rate).expand(batch, -1)
             if x.shape[1]:
                 samples[name] = Tokens(x, mask, seconds)
+        if batch is None or not samples:
+            raise ValueError(
+                f"values must have samples of at least one of {', '.join(known)}, got none"
+            )
         return samples, batch
 
     def _drop_modalities(self, masks: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -117,6 +117,17 @@ def test_long_recordings_keep_their_precision() -> None:
     torch.testing.assert_close(got.double(), wanted, rtol=0, atol=1e-3)
 
 
+def test_values_are_held_beyond_the_last_token_however_far() -> None:
+    frames = torch.tensor([[1e6, 1e6 + 1, 1e6 + 2]])
+    values = torch.tensor([[[3.0], [7.0]]])
+    got = to_frames(tokens(torch.tensor([[0.0, 1.0]]), values), frames)
+    torch.testing.assert_close(got, torch.full((1, 3, 1), 7.0))
+    torch.testing.assert_close(
+        to_frames(tokens(torch.tensor([[0.0, 1.0]]), values), frames - 2e6),
+        torch.full((1, 3, 1), 3.0),
+    )
+
+
 def test_equal_token_times_do_no_harm() -> None:
     values = torch.randn(1, 4, 2, requires_grad=True)
     out = to_frames(tokens(torch.tensor([[0.0, 1.0, 1.0, 1.0]]), values), torch.arange(3.0)[None])

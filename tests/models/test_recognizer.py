@@ -457,7 +457,9 @@ def test_repr_tells_what_it_predicts() -> None:
     ("arguments", "error", "message"),
     [
         ({"values": [1]}, TypeError, "values must map"),
-        ({"values": {}}, ValueError, "values must have at least one of eda, acc, video"),
+        ({"values": {}}, ValueError, "values must have samples of at least one of eda, acc, video"),
+        ({"values": {"eda": torch.zeros(2, 0, 1)}}, ValueError, "values must have samples"),
+        ({"values": {"eda": [[1.0]]}}, TypeError, r"values\['eda'\]"),
         ({"values": {"eeg": torch.zeros(2, 4, 1)}}, ValueError, "values.*'eeg'"),
         ({"masks": {"eeg": torch.zeros(2, 4)}}, ValueError, "masks.*'eeg'"),
         ({"times": {"eeg": torch.zeros(2, 4)}}, ValueError, "times.*'eeg'"),
