@@ -21,6 +21,7 @@ import pytest
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
+CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 BUILD = "import setuptools.build_meta as b, sys; print(getattr(b, sys.argv[1])(sys.argv[2]))"
 PIP_INSTALL = ("-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target")
 USE = """
@@ -174,6 +175,15 @@ def test_a_part_left_out_does_not_stay_from_before(run_python: RunPython, tree: 
     assert done.returncode == 0, done.stderr
     assert not [path for path in stale if path.exists()]
     assert (tree / "mmer" / "_build_info.json").exists()
+
+
+def test_an_incomplete_build_is_not_tested(run_python: RunPython, tree: Path) -> None:
+    (tree / "tests").mkdir()
+    shutil.copy(CONFTEST, tree / "tests")
+    (tree / "tests" / "test_nothing.py").write_text("def test_nothing(): pass\n")
+    refused = run_python("-m", "pytest", "-q", "tests", folder=tree, MMER_BUILD="require")
+    assert refused.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "MMER_BUILD is require, but operators: nothing was built" in refused.stderr
 
 
 @pytest.mark.slow
