@@ -17,6 +17,7 @@ import mmap
 import os
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ HIGHEST_PROTOCOL = 5
 OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 BROKEN = (
     ArithmeticError,
+    DeprecationWarning,
     EOFError,
     LookupError,
     MemoryError,
@@ -85,7 +87,10 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             reader = _Reader(content, size)
             try:
-                return reader.load()
+                with warnings.catch_warnings():
+                    # Python only warns of a string that no pickler ever wrote.
+                    warnings.simplefilter("error", DeprecationWarning)
+                    return reader.load()
             except _Refused as error:
                 problem = (
                     f"{error}; only arrays, lists, tuples, dictionaries, strings and numbers "

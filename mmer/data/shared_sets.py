@@ -44,7 +44,7 @@ ORIGINALS = {
 }
 
 STRESS_PREDICT_RATES = {"EDA": 4.0, "TEMP": 4.0, "BVP": 64.0, "ACC": 32.0}
-# S08's electrode had no contact: the skin conductance is flat, at the noise of the sensor.
+# The skin conductance of S08 is flat throughout: there is no signal, so it is really missing.
 STRESS_PREDICT_MISSING = frozenset({("S08", "EDA")})
 # The sensor starts and stops its streams up to a few seconds apart.
 STRESS_PREDICT_TOLERANCE = 5.0
@@ -67,8 +67,8 @@ def read_stress_predict(path: str | os.PathLike[str]) -> list[Recording]:
 
     Returns:
         One recording per person: EDA and TEMP (4 Hz), BVP (64 Hz), ACC (32 Hz, x y z), in the
-        sensor's units, and one label in the middle of each second. EDA of S08, who had no contact
-        with the electrode, is wholly masked.
+        sensor's units, and one label in the middle of each second. EDA of S08, which is
+        flat throughout, is wholly masked.
 
     Raises:
         RecordingError: If the file is broken; it names the key.

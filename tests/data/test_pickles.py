@@ -316,6 +316,7 @@ HUGE = b"\x8a\x06" + (10**13).to_bytes(6, "little")
         (b"\x80\x04N", "file ends before the pickle does"),
         (b"\xff", "no pickle has the opcode"),
         (b"Sx\n.", "no quotes"),
+        (b"S'\\e'\n.", "invalid escape"),
         (b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"xx", "expected .* bytes|broken"),
         (b"", "is empty"),
         (b"PK\x03\x04 this is a zip", "opcode"),
