@@ -34,7 +34,8 @@ STATE_COLOURS = (
 INK = "#222222"
 QUIET = "#8C8C8C"
 SIGNAL = "#5B6B7A"
-UNSURE = 0.9
+# Entropy over its maximum; with two states a probability between .37 and .63.
+UNSURE = 0.95
 MINIMUM_MARKED_SHARE = 1 / 60
 COLUMNS = 1800
 LABEL_SHARE = 0.036
@@ -119,7 +120,7 @@ def plot_timeline(
     if prediction.probabilities is not None:
         changes = state_segments(prediction.times, prediction.predicted, shortest)
         _draw_states(axes[0], prediction)
-        _draw_probabilities(axes[1], prediction, edges)
+        _draw_probabilities(axes[1], prediction, shortest)
         _mark_changes(axes[0], changes[1:], shown)
         row = 2
     for index in range(0 if prediction.values is None else prediction.values.shape[1]):
@@ -201,11 +202,11 @@ def _rectangle(left: float, bottom: float, width: float, height: float, colour: 
     return Rectangle((left, bottom), width, height, facecolor=colour, edgecolor="none")
 
 
-def _draw_probabilities(axis: Axes, prediction: Prediction, edges: NDArray[np.float64]) -> None:
+def _draw_probabilities(axis: Axes, prediction: Prediction, shortest: float) -> None:
     probabilities = prediction.probabilities
     assert probabilities is not None
     unsure = prediction.uncertainty > UNSURE
-    for segment in state_segments(prediction.times, unsure.astype(np.int64)):
+    for segment in state_segments(prediction.times, unsure.astype(np.int64), shortest / 3):
         if segment.state == 1:
             axis.axvspan(segment.start, segment.end, color="#DDDDDD", linewidth=0, zorder=0)
     times = prediction.times

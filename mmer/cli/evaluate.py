@@ -48,9 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: If the checkpoint or the recordings cannot be used.
     """
-    from rich.console import Console
-
-    from mmer.training.display import results_table
+    from mmer.training.display import results_table, wide_console
     from mmer.training.protocol import SHORTCUT_NAMES, Row
     from mmer.training.recognizer import load_recognizer
     from mmer.training.scores import score_predictions
@@ -71,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = arguments.data or f"{config.data.dataset}, {arguments.split or 'test'}"
     table = results_table(rows, config.data.split.key)
     table.title = f"{source}: {len(testing)} recordings of {people} people"
-    Console().print(table)
+    wide_console().print(table)
     return 0
 
 

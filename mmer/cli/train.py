@@ -46,20 +46,26 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: If a word or a setting is wrong.
     """
     config, folder, resume = read_arguments(arguments.words)
-    from rich.console import Console
-
-    from mmer.training.display import ExperimentProgress, results_table
+    from mmer.training.display import ExperimentProgress, results_table, wide_console
     from mmer.training.protocol import plan_jobs, run_experiment
 
-    console = Console()
+    console = wide_console()
     jobs = len(plan_jobs(config))
-    if jobs == 1:
-        rows = run_experiment(config, folder, resume=resume)
-    else:
-        with ExperimentProgress(console, jobs) as progress:
-            rows = run_experiment(
-                config, folder, resume=resume, report=progress.report, finished=progress.finished
-            )
+    try:
+        if jobs == 1:
+            rows = run_experiment(config, folder, resume=resume)
+        else:
+            with ExperimentProgress(console, jobs) as progress:
+                rows = run_experiment(
+                    config,
+                    folder,
+                    resume=resume,
+                    report=progress.report,
+                    finished=progress.finished,
+                )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; mmer train --resume {folder} goes on", highlight=False)
+        raise
     for split in dict.fromkeys(row.split for row in rows):
         console.print(results_table(rows, split, config.name))
     console.print(f"written to {folder}", highlight=False)
@@ -78,9 +84,9 @@ def read_arguments(words: Sequence[str]) -> tuple[TrainingConfig, Path, bool]:
     Raises:
         ValueError: If a word or a setting is wrong, or there is no such file.
     """
+    parser = build_parser()
     from mmer.training.config import config_from_namespace, read_settings
 
-    parser = build_parser()
     shorthand = _parse(parser, words)
     resume = shorthand.resume is not None
     if resume and shorthand.output is not None:
@@ -118,7 +124,11 @@ def build_parser() -> ArgumentParser:
     from mmer.training.config import add_settings
 
     parser = ArgumentParser(
-        prog="mmer train", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False
+        prog="mmer train",
+        usage="mmer train CONFIG [options] [--section.setting VALUE ...]",
+        description=DESCRIPTION,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("file", nargs="?", metavar="CONFIG", help="YAML file of settings")
     parser.add_argument(

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,7 @@ def prepare_recordings(data: DataConfig) -> list[Recording]:
     recordings = _prepared(
         data.dataset,
         data.folder,
+        _state(data.dataset),
         json.dumps(data.options, sort_keys=True),
         json.dumps(divide_transforms(data.transforms)[0], sort_keys=True),
     )
@@ -180,9 +182,17 @@ def prepare_recordings(data: DataConfig) -> list[Recording]:
 
 
 @functools.lru_cache(maxsize=2)
-def _prepared(dataset: str, folder: str | None, options: str, transforms: str) -> list[Recording]:
+def _prepared(
+    dataset: str, folder: str | None, state: tuple[str, int] | None, options: str, transforms: str
+) -> list[Recording]:
     recordings = load_dataset(dataset, folder=folder, **json.loads(options))
     return apply_transforms(recordings, build_transforms(json.loads(transforms)))
+
+
+def _state(dataset: str) -> tuple[str, int] | None:
+    """Which file a path means now, and when it was changed last."""
+    path = Path(dataset)
+    return (str(path.resolve()), path.stat().st_mtime_ns) if path.exists() else None
 
 
 def keep_modalities(recordings: Sequence[Recording], names: Sequence[str]) -> list[Recording]:

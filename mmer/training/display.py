@@ -25,7 +25,14 @@ HEADINGS = {
     "ccc": "CCC",
     "mae": "MAE",
 }
+PIPE_WIDTH = 120
 SECTIONS = {"model": "", "shortcut": "shortcut: ", "published": "published: "}
+
+
+def wide_console() -> Console:
+    """A console as wide as the terminal; wide enough for a table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, PIPE_WIDTH))
 
 
 def results_table(rows: Sequence[Row], split: str, title: str = "") -> Table:
@@ -40,11 +47,11 @@ def results_table(rows: Sequence[Row], split: str, title: str = "") -> Table:
         A table to print with rich.
     """
     rows = [row for row in rows if row.split == split]
-    names = [
-        name
-        for name in dict.fromkeys(name for row in rows for name in row.scores)
-        if name != "person_spread"
-    ]
+    names = list(dict.fromkeys(name for row in rows for name in row.scores))
+    # A table has only so much room; the files have all scores.
+    crowded = any(name.endswith("/accuracy") for name in names)
+    hidden = ("person_spread", "mae" if crowded else "")
+    names = [name for name in names if name.rpartition("/")[2] not in hidden]
     heading = SPLIT_TITLES.get(split, split)
     table = Table(title=f"{title}, {heading}" if title else heading, title_justify="left")
     table.add_column("")

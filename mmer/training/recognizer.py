@@ -242,6 +242,9 @@ def load_recognizer(path: str | os.PathLike[str], device: str = "cpu") -> Traine
     """
     path = Path(path)
     if path.is_dir():
+        runs = sorted(run.parent.name for run in path.glob(f"*/{BEST}"))
+        if runs and not (path / BEST).is_file():
+            raise FileNotFoundError(f"{path}: holds {len(runs)} runs, choose one: {path / runs[0]}")
         path = path / BEST
     checkpoint = read_checkpoint(path)
     section: dict[str, Any] = checkpoint[SECTION]

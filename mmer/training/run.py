@@ -79,6 +79,7 @@ def train(
     state = None if last is None else read_checkpoint(last)
     data = RecordingsDataModule(config.data, config.seed)
     data.setup("fit")
+    device = "cpu"
     if state is None or not _has_ended(state):
         seed_everything(config.seed, workers=True, verbose=False)
         module = build_module(config, data)
@@ -86,21 +87,20 @@ def train(
         with _quiet():
             trainer = build_trainer(config, folder, validates=validates, progress=progress)
             _fit(trainer, module, data, last)
-    recognizer = load_recognizer(folder / BEST)
+        device = str(trainer.strategy.root_device)
+    recognizer = load_recognizer(folder / BEST, device)
     predictions = recognizer.predict(data.recordings("test"))
     write_predictions(folder / PREDICTIONS, predictions)
     for name in config.evaluation.shortcuts:
         known = data.recordings("train") + data.recordings("validation")
         said = SHORTCUTS[name](known, data.recordings("test"))
         write_predictions(shortcut_file(folder, name), said)
-    best = read_checkpoint(folder / BEST)
+    scores = score_predictions(predictions, config.evaluation)
     result = {
-        "scores": score_predictions(predictions, config.evaluation),
-        "selected_by": selected_scores(
-            score_predictions(predictions, config.evaluation), config.evaluation
-        ),
+        "scores": scores,
+        "selected_by": selected_scores(scores, config.evaluation),
         "epochs": int(read_checkpoint(folder / LAST)["epoch"]) + 1,
-        "best_epoch": int(best["epoch"]) + 1,
+        "best_epoch": int(read_checkpoint(folder / BEST)["epoch"]) + 1,
         "seconds": round(time.monotonic() - begun, 1),
         "parameters": sum(p.numel() for p in recognizer.model.parameters()),
         "subjects": {part: data.subjects(part) for part in ("train", "validation", "test")},
