@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -50,6 +51,22 @@ COMPILE_FLAGS = [
 SHARED_FLAGS = (
     ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 )
+# The CPU kernels are one source, compiled once for each set of instructions and chosen from when
+# they run. An AVX-512 copy of anything shared would crash older CPUs: the source exports a table.
+KERNELS = "csrc/cpu/kernels.cpp"
+KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+X86_KERNELS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    # GCC's own headers for AVX-512 make use of variables that are not initialized.
+    "avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+        *("-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+    ],
+}
+# Every 64-bit ARM has NEON.
+ARM_KERNELS: dict[str, list[str]] = {"portable": [], "neon": []}
+OTHER_KERNELS: dict[str, list[str]] = {"portable": []}
 LEFT_OUT_BY_DESIGN = {"cuda": "this version of mmer has no CUDA kernels"}
 
 
@@ -110,6 +127,19 @@ def find_compiler() -> list[str]:
         if command and shutil.which(command[0]):
             return command
     raise LeftOut("no C++ compiler was found; install g++ or clang++, or set CXX")
+
+
+def kernel_sets(compiler: Sequence[str]) -> dict[str, list[str]]:
+    """Return the sets of CPU kernels for the machine that the compiler builds for, with flags."""
+    command = [*compiler, *environment_flags("CXXFLAGS"), "-dumpmachine"]
+    try:
+        target = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        target = platform.machine()
+    machine = target.strip().partition("-")[0].lower()
+    if machine in ("x86_64", "amd64"):
+        return X86_KERNELS
+    return ARM_KERNELS if machine in ("aarch64", "arm64") else OTHER_KERNELS
 
 
 def find_torch() -> Path:
@@ -244,14 +274,21 @@ class BuildParts(build_ext):
             *environment_flags("CXXFLAGS"),
         ]
 
-        def compile_source(source: str) -> str:
-            result = objects_folder / Path(source).with_suffix(".o")
+        def compile_source(source: str, object_name: str, own_flags: Sequence[str]) -> str:
+            result = objects_folder / object_name
             result.parent.mkdir(parents=True, exist_ok=True)
-            self.run_tool([*compiler, *flags, "-c", source, "-o", str(result)], source)
+            command = [*compiler, *flags, *own_flags, "-c", source, "-o", str(result)]
+            self.run_tool(command, source)
             return str(result)
 
+        jobs: list[tuple[str, str, Sequence[str]]]
+        jobs = [(source, str(Path(source).with_suffix(".o")), ()) for source in part.sources]
+        if part_name(part) == "operators":
+            for name, own_flags in kernel_sets(compiler).items():
+                own_flags = [*KERNEL_FLAGS, *own_flags, f"-DMMER_KERNELS=kernels_{name}"]
+                jobs.append((KERNELS, f"{Path(KERNELS).with_suffix('')}_{name}.o", own_flags))
         with ThreadPoolExecutor() as pool:
-            objects = list(pool.map(compile_source, part.sources))
+            objects = list(pool.map(compile_source, *zip(*jobs, strict=True)))
         link = [*compiler, *SHARED_FLAGS, *environment_flags("LDFLAGS"), *objects]
         self.run_tool([*link, *needs.link_flags, "-o", str(target)], target.name)
 
@@ -294,7 +331,16 @@ setup(
     packages=all_packages(),
     package_dir={"mmer": "mmer", "mmer.kernels": "kernels"},
     ext_modules=[
-        Extension("mmer._operators", ["csrc/operators.cpp", "csrc/dropout_bits.cpp"]),
+        Extension(
+            "mmer._operators",
+            [
+                "csrc/operators.cpp",
+                "csrc/cpu/operators.cpp",
+                "csrc/cpu/capability.cpp",
+                "csrc/cpu_features.cpp",
+                "csrc/dropout_bits.cpp",
+            ],
+        ),
         Extension("mmer._native", ["csrc/native.cpp", "csrc/cpu_features.cpp"]),
     ],
     cmdclass={"build_ext": BuildParts},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import bidirectional, chunked, shared
+from . import bidirectional, chunked, cpu, shared
 from .backends import (
     Explanation,
     available_backends,
@@ -40,7 +40,17 @@ _OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
     module.operator.DEFINITION.name: (module.operator.DEFINITION, module.operator.prepare)
     for module in (bidirectional, shared, chunked)
 }
-define_reference(*(definition for definition, _ in _OPERATORS.values()))
+_DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
+define_reference(*_DEFINITIONS)
+
+
+def enter_cpu(unavailable: str | None) -> None:
+    """Enter the CPU kernels, once their library was loaded, or say why it could not be.
+
+    Args:
+        unavailable: None if the library is loaded, else why it is not.
+    """
+    cpu.enter(_DEFINITIONS, unavailable)
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:

@@ -68,7 +68,7 @@ _registered: dict[str, Backend] = {}
 _unavailable: dict[str, str] = {
     "cuda": "this version has no CUDA C++ kernels",
     "triton": "this version has no Triton kernels",
-    "cpu": "this version has no vectorised CPU kernels",
+    "cpu": "its operators are not loaded",
 }
 
 
@@ -76,6 +76,11 @@ def register_backend(backend: Backend) -> None:
     """Enter a backend whose operators are registered under ``mmer_<name>``."""
     _registered[backend.name] = backend
     _unavailable.pop(backend.name, None)
+
+
+def set_unavailable(name: str, reason: str) -> None:
+    """Say why a backend cannot run on this machine."""
+    _unavailable[name] = reason
 
 
 def define_reference(*definitions: OperatorDefinition) -> None:

@@ -6,12 +6,13 @@ what explains the choice of a backend in :mod:`mmer.kernels`.
 
 from __future__ import annotations
 
-from mmer import _build as _build
+from mmer._build import load_operators
 from mmer.kernels import (
     ChunkedAttentionState,
     bidirectional_cross_attention,
     chunked_attention,
     chunked_attention_step,
+    enter_cpu,
     shared_cross_attention,
 )
 
@@ -25,3 +26,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# A saved program (torch.export) may hold a compiled operator, so they are registered on import.
+enter_cpu(load_operators())

@@ -90,8 +90,3 @@ def _fake_philox_uniform_bits(
     seed: torch.Tensor, batch_heads: int, queries: int, keys: int, stream: int
 ) -> torch.Tensor:
     return seed.new_empty(batch_heads, queries, keys)
-
-
-# On import, and so before mmer.kernels: a backend looks for its operators in torch.ops, and so does
-# a program saved by torch.export.
-load_operators()

@@ -12,7 +12,9 @@ import torch
 
 from mmer._build import compiled_parts
 
-hypothesis.settings.register_profile("mmer", deadline=None, print_blob=True)
+# The error rule compares two roundings, and which one comes closer is luck in a few cases of a
+# million: the examples are the same in every run, so that a red test means a change.
+hypothesis.settings.register_profile("mmer", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("mmer")
 
 

@@ -18,6 +18,8 @@ from tests.kernels.cases import OPERATORS, PairCase, make_pair
 BACKENDS = [name for name in available_backends() if name not in ("cuda", "triton")]
 operators = pytest.mark.parametrize("operator", OPERATORS)
 backends = pytest.mark.parametrize("backend", BACKENDS)
+# The CPU kernels compute in float32; test_cpu_backend.py checks that they refuse float64.
+float64_backends = pytest.mark.parametrize("backend", [x for x in BACKENDS if x != "cpu"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,23 +44,23 @@ def gradients(outputs: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> list[
     return list(torch.autograd.grad(loss, tensors))
 
 
-def check_error_rule(case: PairCase, backend: str) -> None:
+def check_error_rule(case: PairCase, backend: str, *, slack: float = 1.0) -> None:
     truth = case.to(torch.float64)
     wanted = truth.naive()[:2]
     plain = case.naive()[:2]
     ours = case.run(backend=backend)
-    assert_within_error_rule(ours, plain, wanted)
+    assert_within_error_rule(ours, plain, wanted, factor=2.0 * slack)
     # Plain PyTorch has NaN gradients where a softmax row is empty: the oracle's masking avoids it.
     assert_within_error_rule(
         gradients(ours, case.tensors),
         gradients(plain, case.tensors),
         gradients(wanted, truth.tensors),
-        factor=3.0,
+        factor=3.0 * slack,
     )
 
 
 @operators
-@backends
+@float64_backends
 @variants
 def test_float64_is_exact(operator: str, backend: str, variant: str) -> None:
     case = make_pair(operator, **VARIANTS[variant])
@@ -176,7 +178,7 @@ def test_scores_far_apart(operator: str, backend: str) -> None:
 @operators
 @backends
 def test_strides_are_free(operator: str, backend: str) -> None:
-    case = make_pair(operator)
+    case = make_pair(operator, dtype=torch.float32)
     swapped = tuple(
         x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
         for x in case.tensors

@@ -1,0 +1,106 @@
+// The vectors of the instruction set that this unit is compiled for, on the vector extensions that
+// GCC and Clang share. Everything in these headers lies in an anonymous namespace: the linker must
+// never merge copies that were compiled for different instruction sets.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace mmer::cpu {
+namespace {
+
+// A product keeps rows x vectors accumulators, one row of vectors and a broadcast in registers.
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+constexpr int panel_vectors = 4;
+constexpr int accumulators = 24;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+constexpr int panel_vectors = 2;
+constexpr int accumulators = 12;
+#elif defined(__aarch64__)
+constexpr int lanes = 4;
+constexpr int panel_vectors = 4;
+constexpr int accumulators = 24;
+#else
+constexpr int lanes = 4;
+constexpr int panel_vectors = 2;
+constexpr int accumulators = 8;
+#endif
+constexpr int panel_width = panel_vectors * lanes;
+
+typedef float Vector __attribute__((vector_size(4 * lanes)));
+typedef int32_t IntVector __attribute__((vector_size(4 * lanes)));
+typedef uint32_t WordVector __attribute__((vector_size(4 * lanes)));
+
+inline Vector load(const float* from) {
+  Vector x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+inline void store(float* to, Vector x) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+inline Vector broadcast(float x) {
+  return x - Vector{};
+}
+
+// GCC makes two instructions of the comparison, and exponentials need both on every score. Of NaN
+// and a number the second argument is returned.
+inline Vector maximum(Vector x, Vector y) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(x, y);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(x, y);
+#else
+  return x > y ? x : y;
+#endif
+}
+
+inline Vector minimum(Vector x, Vector y) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(x, y);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(x, y);
+#else
+  return x < y ? x : y;
+#endif
+}
+
+inline Vector absolute(Vector x) {
+  return reinterpret_cast<Vector>(reinterpret_cast<IntVector>(x) & 0x7FFFFFFF);
+}
+
+inline float sum_lanes(Vector x) {
+  float sum = 0.0f;
+  for (int lane = 0; lane < lanes; ++lane) sum += x[lane];
+  return sum;
+}
+
+inline float max_lanes(Vector x) {
+  float largest = x[0];
+  for (int lane = 1; lane < lanes; ++lane) largest = x[lane] > largest ? x[lane] : largest;
+  return largest;
+}
+
+inline int64_t round_up(int64_t count, int64_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+inline int64_t smaller(int64_t x, int64_t y) {
+  return x < y ? x : y;
+}
+
+inline int64_t larger(int64_t x, int64_t y) {
+  return x > y ? x : y;
+}
+
+}  // namespace
+}  // namespace mmer::cpu
