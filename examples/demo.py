@@ -17,6 +17,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 # Each training run has one core to itself; two of them side by side are faster than one on two.
@@ -25,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from rich.console import Console
 
 from mmer.analysis.timeline import plot_timeline
-from mmer.data import find_data_folder, load_dataset
+from mmer.data import load_dataset
 from mmer.training.config import TrainingConfig, config_from_dict, read_settings
 from mmer.training.display import ExperimentProgress, results_table, wide_console
 from mmer.training.prediction import read_predictions
@@ -35,40 +36,36 @@ from mmer.training.run import PREDICTIONS
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Train, print the table, draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo_output"), help="folder to write to"
+    parser = argparse.ArgumentParser(
+        description="From recordings to a picture of a person's state."
     )
-    parser.add_argument("--folds", default="0", help="the fold kept unseen, or all")
+    parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder to write to")
+    parser.add_argument("--folds", default="0", help="which fold is kept unseen, or all in turn")
     parser.add_argument("--generated", action="store_true", help="use generated recordings")
-    arguments = parser.parse_args()
-    console = wide_console()
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="at once")
+    arguments = parser.parse_args(words)
     begun = time.monotonic()
+    console = wide_console()
     config = choose_config(console, arguments.generated)
-    folds = "all" if arguments.folds == "all" else int(arguments.folds)
-    config = dataclasses.replace(
-        config,
-        protocol=dataclasses.replace(
-            config.protocol,
-            folds=folds,
-            seeds=1,
-            each_modality=True,
-            workers=min(2, os.cpu_count() or 1),
-        ),
+    protocol = dataclasses.replace(
+        config.protocol,
+        folds="all" if arguments.folds == "all" else int(arguments.folds),
+        seeds=1,
+        each_modality=True,
+        workers=arguments.workers,
     )
-    run_folder = new_folder(arguments.output)
+    config = dataclasses.replace(config, protocol=protocol)
+    folder = new_folder(arguments.output)
     jobs = plan_jobs(config)
     with ExperimentProgress(console, len(jobs)) as progress:
-        rows = run_experiment(
-            config, run_folder, report=progress.report, finished=progress.finished
-        )
+        rows = run_experiment(config, folder, report=progress.report, finished=progress.finished)
     console.print(results_table(rows, "subject", config.name))
-    picture = draw(config, jobs, run_folder, arguments.output / "timeline.png")
+    picture = draw(config, jobs, folder, arguments.output / "timeline.png")
     console.print(f"picture: {picture}", highlight=False)
-    console.print(f"all results: {run_folder}", highlight=False)
-    console.print(f"{time.monotonic() - begun:.0f} s", highlight=False)
+    console.print(f"all results: {folder}", highlight=False)
+    console.print(f"done in {time.monotonic() - begun:.0f} s", highlight=False)
     return 0
 
 
@@ -77,10 +74,8 @@ def choose_config(console: Console, generated: bool) -> TrainingConfig:
     name = "generated" if generated else "stress_predict"
     if not generated:
         try:
-            file = find_data_folder() / "stress_predict.npz"
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: there is no such file.")
-            console.print(f"recordings: {file}", highlight=False)
+            source = load_dataset(name)[0].source
+            console.print(f"recordings: {source}", highlight=False)
         except FileNotFoundError as error:
             console.print(f"{error}\n", highlight=False, markup=False)
             name = "generated"
@@ -100,19 +95,14 @@ def new_folder(output: Path) -> Path:
     return folder
 
 
-def draw(config: TrainingConfig, jobs: list[Job], run_folder: Path, path: Path) -> Path:
+def draw(config: TrainingConfig, jobs: list[Job], folder: Path, path: Path) -> Path:
     """Draw the person whose score is in the middle of all who were kept out of training."""
-    fused = [job for job in jobs if job.modalities is None]
-    predictions = [
-        p for job in fused for p in read_predictions(run_folder / job.name / PREDICTIONS)
-    ]
-    by_score = sorted(predictions, key=lambda prediction: prediction.macro_f1 or 0.0)
-    chosen = by_score[len(by_score) // 2]
-    by_time = {
-        p.identifier: p
-        for job in fused
-        for p in read_predictions(shortcut_file(run_folder / job.name, "elapsed_time"))
-    }
+    runs = [folder / job.name for job in jobs if job.modalities is None]
+    predictions = [p for run in runs for p in read_predictions(run / PREDICTIONS)]
+    predictions.sort(key=lambda prediction: prediction.macro_f1 or 0.0)
+    chosen = predictions[len(predictions) // 2]
+    by_time = [p for run in runs for p in read_predictions(shortcut_file(run, "elapsed_time"))]
+    other = next(p for p in by_time if p.identifier == chosen.identifier)
     recordings = load_dataset(config.data.dataset, folder=config.data.folder, **config.data.options)
     return plot_timeline(
         chosen,
@@ -120,7 +110,7 @@ def draw(config: TrainingConfig, jobs: list[Job], run_folder: Path, path: Path) 
         path,
         unseen=True,
         generated=config.data.dataset == "generated",
-        note=f"elapsed time alone would score {by_time[chosen.identifier].macro_f1:.2f}",
+        note=f"elapsed time alone would score {other.macro_f1:.2f}",
     )
 
 

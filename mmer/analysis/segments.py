@@ -32,7 +32,7 @@ class StateSegment:
 def state_segments(
     times: NDArray[np.float64], states: NDArray[np.int64], shortest: float = 0.0
 ) -> list[StateSegment]:
-    """Joins equal neighbouring states into segments and dissolves those that are too short.
+    """Join equal neighbouring states into segments and dissolve those that are too short.
 
     The shortest segment below ``shortest`` seconds takes the state of its longer neighbour until
     none is left, so a flicker around the threshold does not count as a change.

@@ -54,7 +54,7 @@ def plot_timeline(
     threshold: float | None = None,
     note: str = "",
 ) -> Path:
-    """Draws what the model says about one recording over time, above the signals it saw.
+    """Draw what the model says about one recording over time, above the signals it saw.
 
     From top to bottom: the true state where it is known and the predicted state as coloured bands;
         the probability (or the values) with the threshold, the unsure stretches shaded and the

@@ -36,7 +36,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a checkpoint of this project onto the CPU; nothing in the file is executed.
+    """Read a checkpoint of this project onto the CPU; nothing in the file is executed.
 
     Args:
         path: A ``.ckpt`` file written in training.
@@ -80,17 +80,17 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Writes beside the file, then moves."""
+        """Write beside the file, then move."""
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads with ``weights_only=True`` whatever is asked for."""
+        """Read with ``weights_only=True`` whatever is asked for."""
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes the file if it is there."""
+        """Remove the file if it is there."""
         Path(path).unlink(missing_ok=True)
 
 
@@ -111,7 +111,7 @@ class KeepCheckpoints(Checkpoint):
         self.best_epoch: int | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the checkpoints of the epoch that has just ended, the validation included."""
+        """Write the checkpoints of the epoch that has just ended, the validation included."""
         score = None
         if self.monitor is not None:
             score = float(trainer.callback_metrics[self.monitor])
@@ -125,6 +125,6 @@ class KeepCheckpoints(Checkpoint):
         return {"best_score": self.best_score, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
         self.best_score = state_dict["best_score"]
         self.best_epoch = state_dict["best_epoch"]

@@ -375,7 +375,7 @@ def add_settings(parser: ArgumentParser) -> None:
 
 
 def config_from_namespace(parser: ArgumentParser, namespace: Namespace) -> TrainingConfig:
-    """Builds the settings from what a parser with :func:`add_settings` returned.
+    """Build the settings from what a parser with :func:`add_settings` returned.
 
     Args:
         parser: The parser.
@@ -420,7 +420,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def config_from_dict(settings: Mapping[str, Any], origin: str) -> TrainingConfig:
-    """Builds the settings from plain values, every name and type checked.
+    """Build the settings from plain values, every name and type checked.
 
     Args:
         settings: Nested dictionary, as :meth:`TrainingConfig.to_dict` gives it.

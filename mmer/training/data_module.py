@@ -23,6 +23,7 @@ from mmer.data import (
     Transform,
     Window,
     apply_transforms,
+    build_transform,
     collate,
     load_dataset,
     official_split,
@@ -245,35 +246,10 @@ def build_transforms(descriptions: Sequence[dict[str, Any]]) -> list[Transform]:
     Raises:
         ValueError: If a name or an argument is unknown or out of range.
     """
-    built = []
-    for description in descriptions:
-        arguments = dict(description)
-        kind = transform_class(arguments.pop("transform", None))
-        known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        unknown = [argument for argument in arguments if argument not in known]
-        if unknown:
-            raise ValueError(
-                f"data.transforms: {kind.__name__} has no argument {', '.join(unknown)}; "
-                f"it has {', '.join(known)}"
-            )
-        try:
-            built.append(kind(**arguments))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"data.transforms: {kind.__name__}: {error}") from error
-    return built
-
-
-def transform_class(name: Any) -> type[Transform]:
-    """The transform of a name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if name not in TRANSFORMS:
-        raise ValueError(
-            f"data.transforms: transform must be one of {', '.join(TRANSFORMS)}, got {name!r}"
-        )
-    return TRANSFORMS[name]
+    try:
+        return [build_transform(description) for description in descriptions]
+    except ValueError as error:
+        raise ValueError(f"data.transforms: {error}") from error
 
 
 def fit_transforms(
@@ -295,11 +271,17 @@ def fit_transforms(
     for description in descriptions:
         arguments = {name: value for name, value in description.items() if name != "fit"}
         if description.get("fit"):
-            kind = transform_class(arguments.pop("transform", None))
-            if not hasattr(kind, "fit"):
-                raise ValueError(f"data.transforms: {kind.__name__} has nothing to fit")
-            step = kind.fit(parts["train"], **arguments)
-            arguments = {"transform": kind.__name__, **dataclasses.asdict(step)}
+            name = arguments.pop("transform")
+            fit = getattr(TRANSFORMS.get(name), "fit", None)
+            if fit is None:
+                fitted = ", ".join(n for n, kind in TRANSFORMS.items() if hasattr(kind, "fit"))
+                raise ValueError(f"data.transforms: {name} has nothing to fit, only {fitted} has")
+            if "streams" in arguments:
+                # A run with some of the modalities only has nothing to measure in the others.
+                there = modality_names(parts["train"])
+                arguments["streams"] = [n for n in arguments["streams"] if n in there]
+            step = fit(parts["train"], **arguments)
+            arguments = {"transform": name, **dataclasses.asdict(step)}
         (step,) = build_transforms([arguments])
         parts = {part: step.apply(recordings) for part, recordings in parts.items()}
         measured.append(arguments)

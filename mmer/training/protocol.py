@@ -324,42 +324,34 @@ def _run_jobs(
             yield job, train(job.config(config), folder, resume=resume, progress=progress)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        queue = manager.Queue()
-        with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-            waiting = {
-                pool.submit(
-                    _run_in_worker, job, job.config(config).to_dict(), folder, resume, queue
-                ): job
-                for job, folder in folders.items()
-            }
-            try:
-                while waiting:
-                    done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                    while not queue.empty():
-                        news = queue.get()
-                        if report is not None:
-                            report(*news)
-                    for future in done:
-                        yield waiting.pop(future), future.result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+    news = context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, _begin_worker, (news,)) as pool:
+        waiting = {
+            pool.submit(_run_in_worker, job, job.config(config).to_dict(), folder, resume): job
+            for job, folder in folders.items()
+        }
+        try:
+            while waiting:
+                done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not news.empty():
+                    told = news.get()
+                    if report is not None:
+                        report(*told)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
-def _run_in_worker(
-    job: Job, settings: dict[str, Any], folder: Path, resume: bool, queue: Any
-) -> dict[str, Any]:
-    return train(
-        config_from_dict(settings, CONFIG),
-        folder,
-        resume=resume,
-        progress=lambda epoch, epochs, score: queue.put((job, epoch, epochs, score)),
-    )
+# What a worker process tells the experiment, set when it begins.
+_news: Any = None
 
 
-def _end_with_parent() -> None:
-    """Let no worker outlive the experiment: it would write into a folder that is being resumed."""
+def _begin_worker(news: Any) -> None:
+    """Take the queue, and end with the experiment: no worker writes into a folder being resumed."""
+    global _news
+    _news = news
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -368,6 +360,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_in_worker(
+    job: Job, settings: dict[str, Any], folder: Path, resume: bool
+) -> dict[str, Any]:
+    return train(
+        config_from_dict(settings, CONFIG),
+        folder,
+        resume=resume,
+        progress=lambda epoch, epochs, score: _news.put((job, epoch, epochs, score)),
+    )
 
 
 def _row(split: str, kind: str, name: str, scores: Sequence[dict[str, float]]) -> Row:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def score_predictions(
     predictions: Sequence[Prediction], evaluation: EvaluationConfig
 ) -> dict[str, float]:
-    """Scores predictions pooled over all their labelled frames (or segments).
+    """Score predictions pooled over all their labelled frames (or segments).
 
     Args:
         predictions: Predictions of whole recordings that carry the truth.
@@ -75,7 +75,7 @@ def score_predictions(
 
 
 def average_segments(prediction: Prediction, seconds: float) -> Prediction:
-    """Averages a prediction and its truth over segments of equal length.
+    """Average a prediction and its truth over segments of equal length.
 
     Args:
         prediction: One row per frame.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,13 @@ def test_train_evaluate_predict(
     write_recordings("mine.npz", generate_recordings(2, 100.0, seed=9))
     assert main(["evaluate", "runs/tiny", "--data", "mine.npz"]) == 0
     assert "mine.npz: 2 recordings" in capsys.readouterr().out
-    assert main(["evaluate", "runs/tiny", "--data", "mine.npz", "--split", "validation"]) in (0, 2)
+    strangers = [
+        dataclasses.replace(r, subject=f"stranger {r.subject}")
+        for r in generate_recordings(2, 100.0)
+    ]
+    write_recordings("strangers.npz", strangers)
+    assert main(["evaluate", "runs/tiny", "--data", "strangers.npz", "--split", "test"]) == 2
+    assert "--split test: no recording of strangers.npz" in capsys.readouterr().err
 
     assert main(["predict", "runs/tiny", "G05", "--output", "out/g05"]) == 0
     table = parquet.read_table("out/g05.parquet")

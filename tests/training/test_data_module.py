@@ -123,12 +123,19 @@ def test_fitted_step_looks_at_training_recordings_alone() -> None:
     )
 
 
+def test_fitted_step_passes_over_modalities_that_are_left_out() -> None:
+    parts = {"train": [recording("P1", streams="a")], "test": [recording("P2", streams="a")]}
+    step = {"transform": "Standardize", "streams": ["a", "b"], "fit": True}
+    (measured,), _ = fit_transforms([step], parts)
+    assert list(measured["mean"]) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("description", "message"),
     [
         ({"transform": "Nothing"}, "transform must be one of"),
         ({"transform": "ClipValues", "width": 3}, "ClipValues has no argument width; it has"),
-        ({"transform": "ClipValues", "limit": -1}, "ClipValues: ClipValues.limit must be above 0"),
+        ({"transform": "ClipValues", "limit": -1}, "ClipValues.limit must be above 0"),
         ({"transform": "ClipValues", "fit": True}, "ClipValues has nothing to fit"),
     ],
 )
