@@ -26,7 +26,7 @@ HEADINGS = {
     "mae": "MAE",
 }
 PIPE_WIDTH = 120
-SECTIONS = {"model": "", "shortcut": "shortcut: ", "published": "published: "}
+SECTIONS = {"model": "", "shortcut": "shortcut: ", "published": "others: "}
 
 
 def wide_console() -> Console:

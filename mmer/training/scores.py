@@ -142,16 +142,14 @@ def _regression(
         return {}
     guess = torch.from_numpy(values[known].astype(np.float64))
     truth = torch.from_numpy(targets[known].astype(np.float64))
-    scores = {
-        "ccc": float(torch.nan_to_num(concordance_corrcoef(guess, truth))),
-        "mae": float(mean_absolute_error(guess, truth)),
-    }
+    scores = {}
     if threshold is not None:
-        scores.update(
-            _classification(
-                (guess > threshold).long().numpy(), (truth > threshold).long().numpy(), 2
-            )
-        )
+        high, truly_high = (guess > threshold).long().numpy(), (truth > threshold).long().numpy()
+        scores.update(_classification(high, truly_high, 2))
+    # Of a constant nothing is explained; its correlation is not defined.
+    varies = float(guess.std()) > 1e-9 and float(truth.std()) > 1e-9
+    scores["ccc"] = float(concordance_corrcoef(guess, truth)) if varies else 0.0
+    scores["mae"] = float(mean_absolute_error(guess, truth))
     return scores
 
 

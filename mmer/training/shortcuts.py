@@ -35,6 +35,14 @@ def majority(training: Sequence[Recording], testing: Sequence[Recording]) -> lis
     labels = [recording.labels for recording in training if recording.labels is not None]
     classes = [label.classes[label.classes >= 0] for label in labels if label.classes is not None]
     values = [label.values for label in labels if label.values is not None]
+    means = None
+    if values:
+        rows = np.concatenate(values)
+        known = np.isfinite(rows)
+        count = known.sum(axis=0)
+        means = np.where(
+            count > 0, np.where(known, rows, 0).sum(axis=0) / np.maximum(count, 1), np.nan
+        )
     constant = {}
     for recording in testing:
         if recording.labels is None:
@@ -44,9 +52,7 @@ def majority(training: Sequence[Recording], testing: Sequence[Recording]) -> lis
             classes=np.full(frames, np.bincount(np.concatenate(classes)).argmax())
             if classes
             else None,
-            values=np.tile(np.nanmean(np.concatenate(values), axis=0), (frames, 1))
-            if values
-            else None,
+            values=None if means is None else np.tile(means, (frames, 1)),
             times=recording.labels.times,
         )
     return _predictions(testing, constant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ import pytest
 import torch
 import yaml
 
+from mmer.data import Labels, generate_recordings, write_recordings
 from mmer.training.checkpoint import BEST, LAST, CheckpointError, read_checkpoint
 from mmer.training.prediction import read_predictions
 from mmer.training.protocol import RESULTS_CSV, RESULTS_JSON, plan_jobs, run_experiment
+from mmer.training.recognizer import load_recognizer
 from mmer.training.run import PREDICTIONS, RESULT, train
 from tests.training.cases import tiny_config
 
@@ -182,6 +185,34 @@ def test_values_and_text_prompts_are_trained(tmp_path: Path) -> None:
     state = read_checkpoint(tmp_path / "run" / LAST)["state_dict"]
     assert state["model.to_text.weight"].shape == (5, 8)
     assert list((tmp_path / "run").glob("logs/version_0/events.*"))
+
+
+def test_one_label_for_a_recording_and_values(tmp_path: Path) -> None:
+    people = []
+    for number, person in enumerate(generate_recordings(6, 60.0)):
+        labels = Labels(np.array([number % 2]), np.array([[float(number), np.nan]]))
+        people.append(dataclasses.replace(person, labels=labels, value_names=("v", "unknown")))
+    write_recordings(tmp_path / "people.npz", people)
+    config = tiny_config(
+        data__dataset=str(tmp_path / "people.npz"),
+        data__options={},
+        data__split__validation_fraction=0.0,
+        data__train_seconds=None,
+        model__output="sequence",
+        trainer__max_epochs=1,
+        evaluation__shortcuts=["majority"],
+    )
+    rows = run_experiment(config, tmp_path / "run")
+    assert {"accuracy", "v/ccc", "v/mae"} <= set(rows[0].scores)
+    for prediction in read_predictions(tmp_path / "run" / PREDICTIONS):
+        assert prediction.probabilities is not None
+        assert prediction.probabilities.shape == (1, 2)
+        assert prediction.values is not None
+        assert prediction.values.shape == (1, 2)
+    again = load_recognizer(tmp_path / "run").predict(
+        load_recognizer(tmp_path / "run").prepare([dataclasses.replace(people[0], labels=None)])
+    )
+    assert again[0].times.tolist() == [30.0]
 
 
 @pytest.mark.parametrize(
