@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -89,9 +90,9 @@ Dropout make_dropout(const MaybeTensor& seed, double dropout_p) {
 }
 
 // How many groups the rows of a head are split into: enough for many cores where there are few
-// heads, but none so small that packing the keys again costs more than it saves.
+// heads, but none so small that what a group adds is slow to merge.
 int64_t group_count(const Options& options, int64_t rows) {
-  constexpr int64_t tasks = 32, rows_a_group = 256;
+  constexpr int64_t tasks = 32, rows_a_group = 512;
   const int64_t heads = std::max<int64_t>(options.batch * options.heads, 1);
   const int64_t wanted = std::min((tasks + heads - 1) / heads, most_groups);
   return std::clamp<int64_t>(rows / rows_a_group, 1, wanted);
@@ -111,13 +112,22 @@ int64_t merge_blocks(const Options& options, int64_t steps) {
   return options.batch * options.heads * ((steps + merge_block - 1) / merge_block);
 }
 
-// Memory that a problem's groups keep their parts in; empty for a single group.
-Tensor allocate_partials(Options& options, const Tensor& like, int64_t floats_a_group) {
-  if (options.groups == 1) return Tensor();
-  const Tensor partials = new_floats(like, {task_count(options) * floats_a_group});
-  options.partials = static_cast<float*>(partials.mutable_data_ptr());
-  return partials;
-}
+// Memory that the groups of a problem keep their parts in; none for a single group. Heads that fall
+// to one thread leave theirs untouched, so that it never becomes real memory.
+class Partials {
+ public:
+  Partials(Options& options, const Tensor& like, int64_t floats_a_group)
+      : is_merged_(std::make_unique<bool[]>(options.batch * options.heads)) {
+    options.is_merged = is_merged_.get();
+    if (options.groups == 1) return;
+    memory_ = new_floats(like, {task_count(options) * floats_a_group});
+    options.partials = static_cast<float*>(memory_->mutable_data_ptr());
+  }
+
+ private:
+  std::unique_ptr<bool[]> is_merged_;
+  std::optional<Tensor> memory_;
+};
 
 // A gradient in its tensor's own shape. Where the batch was broadcast, the kernels write every
 // batch's part in float32, to be added up afterwards.
@@ -243,8 +253,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> shared_cross_attention(
   SharedProblem problem =
       make_shared(options, make_side(qk_a, v_a, out_a, lse_a, mask_a, times_a, batch, 0),
                   make_side(qk_b, v_b, out_b, lse_b, mask_b, times_b, batch, 1));
-  const Tensor partials =
-      allocate_partials(problem.options, qk_a, kernels.shared_forward_partials(problem));
+  const Partials partials(problem.options, qk_a, kernels.shared_forward_partials(problem));
   run_tasks(task_count(problem.options),
             [&](Range tasks) { kernels.shared_forward(problem, tasks); });
   if (problem.options.groups > 1) {
@@ -284,8 +293,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> shared_cross_attention_backwa
   SharedProblem problem = make_shared(options, a, b);
   std::vector<double> grad_decay(task_count(problem.options));
   if (decay) problem.options.grad_decay = grad_decay.data();
-  const Tensor partials =
-      allocate_partials(problem.options, qk_a, kernels.shared_backward_partials(problem));
+  const Partials partials(problem.options, qk_a, kernels.shared_backward_partials(problem));
   run_tasks(task_count(problem.options),
             [&](Range tasks) { kernels.shared_backward(problem, tasks); });
   if (problem.options.groups > 1) {
@@ -303,8 +311,7 @@ void run_forward(const DirectedProblem& problem) {
 
 void run_backward(DirectedProblem& problem, const Tensor& like) {
   const mmer::cpu::KernelTable& kernels = mmer::cpu::kernels();
-  const Tensor partials =
-      allocate_partials(problem.options, like, kernels.directed_backward_partials(problem));
+  const Partials partials(problem.options, like, kernels.directed_backward_partials(problem));
   run_tasks(task_count(problem.options),
             [&](Range tasks) { kernels.directed_backward(problem, tasks); });
   if (problem.options.groups == 1) return;

@@ -5,46 +5,73 @@
 
 #include <cmath>
 
-#include "pack.h"
+#include "product_float32.h"
 
 namespace mmer::cpu {
 namespace {
 
-// A tile of scores stays in the second level of the cache, with the panels that it meets.
-constexpr int64_t row_block = 72;
-constexpr int64_t column_block = 128;
-constexpr int64_t tile_stride = column_block + 16;
-constexpr int64_t tile_size = row_block * tile_stride;
+// A tile (rows, columns) of scores, kept as products: score = scale * product.
+struct Scores {
+  Matrix tile;
+  float scale;
+};
 
-static_assert(column_block % panel_width == 0 && column_block % 4 == 0 && tile_stride % lanes == 0);
-
-// scores -= slope * |row time - column time|; -infinity where that gap is larger than max_gap.
-inline void apply_times(Matrix scores, int64_t rows, int64_t columns, const float* row_times,
-                        const float* column_times, float slope, float max_gap) {
+// The tile receives scale * product - slope * |row time - column time|; -infinity where that gap is
+// larger than max_gap.
+inline Scores apply_times(Scores scores, int64_t rows, int64_t columns, const float* row_times,
+                          const float* column_times, float slope, float max_gap) {
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
+    float* row = scores.tile.data + i * scores.tile.stride;
     for (int64_t j = 0; j < columns; j += lanes) {
       const Vector gap = absolute(row_times[i] - load(column_times + j));
-      const Vector decayed = load(row + j) - slope * gap;
+      const Vector decayed = scores.scale * load(row + j) - slope * gap;
       store(row + j, gap <= max_gap ? decayed : broadcast(-infinity));
     }
   }
+  return {scores.tile, 1.0f};
+}
+
+// `count` rows of exponentials().
+template <int count>
+inline void exponentials_of(Scores scores, int64_t columns, const float* row_bias,
+                            const float* column_bias, float* row_sums, float* column_sums) {
+  Vector sums[count];
+#pragma GCC unroll 4
+  for (int i = 0; i < count; ++i) sums[i] = load(row_sums + i * lanes);
+  for (int64_t j = 0; j < columns; j += lanes) {
+    const Vector bias = load(column_bias + j);
+    Vector column_sum = load(column_sums + j);
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i) {
+      float* place = scores.tile.data + i * scores.tile.stride + j;
+      const Vector weight = exp_vector(scores.scale * load(place) + (row_bias[i] + bias));
+      sums[i] += weight;
+      column_sum += weight;
+      store(place, weight);
+    }
+    store(column_sums + j, column_sum);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < count; ++i) store(row_sums + i * lanes, sums[i]);
 }
 
 // Both softmaxes on one exponential: weights = exp(scores + row_bias + column_bias) in place.
-// row_sums (rows, lanes) and column_sums (columns) grow.
-inline void exponentials(Matrix scores, int64_t rows, int64_t columns, const float* row_bias,
+// row_sums (rows, lanes) and column_sums (columns) grow. The columns of the tile are summed apart
+// first: the error of a sum grows with its length.
+inline void exponentials(Scores scores, int64_t rows, int64_t columns, const float* row_bias,
                          const float* column_bias, float* row_sums, float* column_sums) {
-  for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
-    Vector row_sum = load(row_sums + i * lanes);
-    for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector weight = exp_vector(load(row + j) + (row_bias[i] + load(column_bias + j)));
-      row_sum += weight;
-      store(column_sums + j, load(column_sums + j) + weight);
-      store(row + j, weight);
-    }
-    store(row_sums + i * lanes, row_sum);
+  float tile_sums[column_block] = {};
+  int64_t i = 0;
+  const auto next = [&](auto exponentials_of_count, int64_t count) {
+    exponentials_of_count(
+        {{scores.tile.data + i * scores.tile.stride, scores.tile.stride}, scores.scale}, columns,
+        row_bias + i, column_bias, row_sums + i * lanes, tile_sums);
+    i += count;
+  };
+  while (i + 4 <= rows) next(exponentials_of<4>, 4);
+  while (i < rows) next(exponentials_of<1>, 1);
+  for (int64_t j = 0; j < columns; j += lanes) {
+    store(column_sums + j, load(column_sums + j) + load(tile_sums + j));
   }
 }
 
@@ -62,15 +89,15 @@ inline float finite_or_zero(float largest) {
   return largest == -infinity ? 0.0f : largest;
 }
 
-// scores += row_bias + column_bias, and the rows take the tile's largest scores into account: what
-// was summed before shrinks accordingly.
-inline void raise_rows(Matrix scores, int64_t rows, int64_t columns, const float* row_bias,
+// The tile receives the scores + row_bias + column_bias, and the rows take its largest scores into
+// account: what was summed before shrinks accordingly.
+inline void raise_rows(Scores scores, int64_t rows, int64_t columns, const float* row_bias,
                        const float* column_bias, const RunningRows& running) {
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
+    float* row = scores.tile.data + i * scores.tile.stride;
     Vector tile_largest = broadcast(-infinity);
     for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector score = load(row + j) + (row_bias[i] + load(column_bias + j));
+      const Vector score = scores.scale * load(row + j) + (row_bias[i] + load(column_bias + j));
       tile_largest = maximum(tile_largest, score);
       store(row + j, score);
     }
@@ -99,15 +126,23 @@ inline void exponentials_of_rows(Matrix scores, int64_t rows, int64_t columns,
   }
 }
 
+// row (dim) /= sum, in whole vectors
+inline void divide_row(float* row, int64_t dim, float sum) {
+  const float inverse = 1.0f / sum;
+  for (int64_t k = 0; k < dim; k += lanes) store(row + k, divide(load(row + k), sum, inverse));
+}
+
 // out = accumulator / sum and lse = largest + log(sum); 0 and -infinity where nothing was seen.
 inline void write_output(const TensorView& out, const TensorView& lse, const Task& task,
                          int64_t step, float* accumulator, int64_t dim, float largest, float sum) {
   const bool sees_a_key = sum != 0.0f;
-  for (int64_t k = 0; k < dim; ++k) accumulator[k] = sees_a_key ? accumulator[k] / sum : 0.0f;
+  if (sees_a_key) {
+    divide_row(accumulator, dim, sum);
+  } else {
+    fill(accumulator, dim, 0.0f);
+  }
   write_row(out, task.batch, task.head, step, dim, accumulator, 1.0f);
-  const double log_of_sum = largest + std::log(static_cast<double>(sum));
-  write_scalar(lse, task.batch, task.head, step,
-               sees_a_key ? static_cast<float>(log_of_sum) : -infinity);
+  write_scalar(lse, task.batch, task.head, step, sees_a_key ? largest + std::log(sum) : -infinity);
 }
 
 // product = left * right, elementwise
