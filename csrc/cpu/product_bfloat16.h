@@ -378,6 +378,13 @@ struct Bfloat16 {
     }
   }
 
+  template <class Finish>
+  static void multiply_and_finish(int64_t rows, int64_t inner, int64_t columns, LeftFactor left,
+                                  RightFactor right, Matrix tile, const Finish& finish) {
+    multiply<Result::overwritten>(rows, inner, columns, left, right, tile);
+    finish_tile(tile, rows, columns, finish);
+  }
+
  private:
   // Whole tiles and no power of two.
   static int64_t left_stride(int64_t dim) { return round_up(dim, inner_unit) + 32; }

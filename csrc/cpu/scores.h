@@ -31,49 +31,42 @@ inline Scores apply_times(Scores scores, int64_t rows, int64_t columns, const fl
   return {scores.tile, 1.0f};
 }
 
-// `count` rows of exponentials().
-template <int count>
-inline void exponentials_of(Scores scores, int64_t columns, const float* row_bias,
-                            const float* column_bias, float* row_sums, float* column_sums) {
-  Vector sums[count];
-#pragma GCC unroll 4
-  for (int i = 0; i < count; ++i) sums[i] = load(row_sums + i * lanes);
-  for (int64_t j = 0; j < columns; j += lanes) {
-    const Vector bias = load(column_bias + j);
-    Vector column_sum = load(column_sums + j);
-#pragma GCC unroll 4
-    for (int i = 0; i < count; ++i) {
-      float* place = scores.tile.data + i * scores.tile.stride + j;
-      const Vector weight = exp_vector(scores.scale * load(place) + (row_bias[i] + bias));
-      sums[i] += weight;
-      column_sum += weight;
-      store(place, weight);
-    }
-    store(column_sums + j, column_sum);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < count; ++i) store(row_sums + i * lanes, sums[i]);
-}
+// Both softmaxes on one exponential: weights = exp(scale * product + row_bias + column_bias) go to
+// the tile, and row_sums (rows, lanes) and column_sums (columns) grow.
+struct WeighBothWays {
+  Matrix tile;
+  float scale;
+  const float *row_bias, *column_bias;
+  float *row_sums, *column_sums;
 
-// Both softmaxes on one exponential: weights = exp(scores + row_bias + column_bias) in place.
-// row_sums (rows, lanes) and column_sums (columns) grow. The columns of the tile are summed apart
-// first: the error of a sum grows with its length.
-inline void exponentials(Scores scores, int64_t rows, int64_t columns, const float* row_bias,
-                         const float* column_bias, float* row_sums, float* column_sums) {
-  float tile_sums[column_block] = {};
-  int64_t i = 0;
-  const auto next = [&](auto exponentials_of_count, int64_t count) {
-    exponentials_of_count(
-        {{scores.tile.data + i * scores.tile.stride, scores.tile.stride}, scores.scale}, columns,
-        row_bias + i, column_bias, row_sums + i * lanes, tile_sums);
-    i += count;
-  };
-  while (i + 4 <= rows) next(exponentials_of<4>, 4);
-  while (i < rows) next(exponentials_of<1>, 1);
-  for (int64_t j = 0; j < columns; j += lanes) {
-    store(column_sums + j, load(column_sums + j) + load(tile_sums + j));
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(const Vector (&products)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    Vector bias[vectors], sums[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      bias[v] = load(column_bias + column + v * lanes);
+      sums[v] = load(column_sums + column + v * lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      Vector row_sum = load(row_sums + (row + i) * lanes);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        const Vector weight = exp_vector(scale * products[i][v] + (row_bias[row + i] + bias[v]));
+        row_sum += weight;
+        sums[v] += weight;
+        store(tile.data + (row + i) * tile.stride + column + v * lanes, weight);
+      }
+      store(row_sums + (row + i) * lanes, row_sum);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) store(column_sums + column + v * lanes, sums[v]);
   }
-}
+};
 
 // Running softmax along the rows: the largest score of each row so far, the sum of the
 // exponentials relative to it (rows, lanes), and the weighted sum of values.

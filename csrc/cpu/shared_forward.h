@@ -190,31 +190,54 @@ class SharedForward {
     return true;
   }
 
+  // products (rows, columns) = queries (rows, dim) keys^T (dim, columns)
+  Scores score_tile(Range columns, Matrix tile) const {
+    const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    const Scores products{tile, options_.scale};
+    Arithmetic::template multiply<Result::overwritten>(
+        rows, options_.head_dim, width, work_.queries.factor(),
+        work_.column_keys.factor(columns.begin), tile);
+    if (!options_.timed) return products;
+    return apply_times(products, rows, width, work_.row_times, work_.column_times + columns.begin,
+                       slope_of(options_, task_.head), options_.max_gap);
+  }
+
+  // The columns of the tile are summed apart first: the error of a sum grows with its length.
+  void weigh_both_ways(Range columns, Matrix tile) const {
+    const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    float tile_sums[column_block] = {};
+    WeighBothWays weigh{tile,           options_.scale, work_.row_bias, work_.column_bias + columns.begin,
+                        work_.row_sums, tile_sums};
+    if (options_.timed) {
+      weigh.scale = score_tile(columns, tile).scale;
+      finish_tile(tile, rows, width, weigh);
+    } else {
+      Arithmetic::multiply_and_finish(rows, options_.head_dim, width, work_.queries.factor(),
+                                      work_.column_keys.factor(columns.begin), tile, weigh);
+    }
+    float* column_sums = columns_->sums + columns.begin;
+    for (int64_t j = 0; j < width; j += lanes) {
+      store(column_sums + j, load(column_sums + j) + load(tile_sums + j));
+    }
+  }
+
   template <Exponentials exponentials_used>
   void attend_tile(Range columns) {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
-    const int64_t dim = options_.head_dim, first = columns.begin;
+    const int64_t first = columns.begin;
     const int64_t column_dim = problem_.columns.value_dim, row_dim = problem_.rows.value_dim;
     const Matrix tile{work_.scores, tile_stride};
-    Matrix row_weights = tile, column_weights = tile;
-    Scores scores{tile, options_.scale};
-
-    // products (rows, columns) = queries (rows, dim) keys^T (dim, columns)
-    Arithmetic::template multiply<Result::overwritten>(rows, dim, width, work_.queries.factor(),
-                                                       work_.column_keys.factor(first), tile);
-    if (options_.timed) {
-      scores = apply_times(scores, rows, width, work_.row_times, work_.column_times + first,
-                           slope_of(options_, task_.head), options_.max_gap);
-    }
     const Matrix row_accumulator{work_.row_accumulator, row_stride(column_dim)};
     const Matrix column_accumulator = columns_->accumulator_of(problem_, first);
+    Matrix row_weights = tile, column_weights = tile;
+
     if constexpr (exponentials_used == Exponentials::one) {
-      exponentials(scores, rows, width, work_.row_bias, work_.column_bias + first, work_.row_sums,
-                   columns_->sums + first);
+      weigh_both_ways(columns, tile);
     } else {
       column_weights.data = work_.column_weights;
       const RunningRows running{work_.row_largest, work_.row_sums, row_accumulator, column_dim};
-      raise_rows(scores, rows, width, work_.row_bias, work_.column_bias + first, running);
+      raise_rows(score_tile(columns, tile), rows, width, work_.row_bias, work_.column_bias + first,
+                 running);
       columns_->exponentials(tile, rows, columns, column_weights, column_accumulator, row_dim);
       exponentials_of_rows(tile, rows, width, running);
     }
