@@ -10,28 +10,29 @@
 namespace mmer::cpu {
 namespace {
 
+template <class Arithmetic>
 struct ForwardSegment {
   KeyBias bias;
-  float *keys, *values;
+  typename Arithmetic::RightColumns keys;
+  typename Arithmetic::RightRows values;
 
   ForwardSegment(Arena& arena, const DirectedProblem& problem, const Segment& segment)
-      : bias(arena, problem, segment) {
-    const int64_t count = largest_window(problem, segment);
-    keys = arena.take(panels_size(count, problem.options.head_dim));
-    values = arena.take(count * row_stride(problem.value_dim));
-  }
+      : bias(arena, problem, segment),
+        keys(arena, largest_window(problem, segment), problem.options.head_dim),
+        values(arena, largest_window(problem, segment), problem.value_dim) {}
 };
 
+template <class Arithmetic>
 struct DirectedForwardWorkspace {
-  ForwardSegment segments[2];
-  float *key_rows, *queries, *row_bias, *row_times, *row_largest, *row_sums, *accumulator;
-  float *scores, *factors;
+  ForwardSegment<Arithmetic> segments[2];
+  typename Arithmetic::LeftRows queries;
+  typename Arithmetic::Weights weights;
+  float *row_bias, *row_times, *row_largest, *row_sums, *accumulator, *scores, *factors;
 
   DirectedForwardWorkspace(Arena& arena, const DirectedProblem& problem)
-      : segments{{arena, problem, problem.segments[0]}, {arena, problem, problem.segments[1]}} {
-    const int64_t dim = problem.options.head_dim;
-    key_rows = arena.take(panel_width * row_stride(dim));
-    queries = arena.take(row_block * row_stride(dim));
+      : segments{{arena, problem, problem.segments[0]}, {arena, problem, problem.segments[1]}},
+        queries(arena, problem.options.head_dim),
+        weights(arena) {
     row_bias = arena.take(row_block);
     row_times = arena.take(row_block);
     row_largest = arena.take(row_block);
@@ -42,18 +43,19 @@ struct DirectedForwardWorkspace {
   }
 };
 
+template <class Arithmetic>
 class DirectedForward {
  public:
-  DirectedForward(const DirectedProblem& problem, DirectedForwardWorkspace& work, int64_t number)
-      : problem_(problem),
-        options_(problem.options),
-        work_(work),
-        task_(task_of(problem.options, number)) {}
+  using Workspace = DirectedForwardWorkspace<Arithmetic>;
 
-  void run() {
+  DirectedForward(const DirectedProblem& problem, Workspace& work)
+      : problem_(problem), options_(problem.options), work_(work) {}
+
+  void run_group(const Task& task) {
+    task_ = task;
     for (int64_t n = 0; n < problem_.segment_count; ++n) pack_segment(n);
     const Blocks blocks = blocks_of(problem_);
-    const Range own = group_blocks(options_, blocks, task_.group);
+    const Range own = group_blocks(options_, blocks, task.group);
     for (int64_t block = own.begin; block < own.end; ++block) {
       const Range rows = rows_of(problem_, blocks, block);
       if (rows.begin < rows.end) attend_rows(rows);
@@ -63,27 +65,23 @@ class DirectedForward {
  private:
   void pack_segment(int64_t n) {
     const Segment& segment = problem_.segments[n];
-    const ForwardSegment& packed = work_.segments[n];
-    const int64_t dim = options_.head_dim;
+    ForwardSegment<Arithmetic>& packed = work_.segments[n];
     const Range window = windows_[n] = window_of(problem_, segment, task_.group);
     packed.bias.read(problem_, segment, task_.batch, window);
-    for (int64_t first = window.begin; first < window.end; first += panel_width) {
-      const Range steps{first, smaller(first + panel_width, window.end)};
-      const int64_t place = first - window.begin;
-      pack_rows(segment.key, task_.batch, task_.head, steps, dim, packed.bias.bias + place,
-                work_.key_rows);
-      pack_panels(work_.key_rows, steps.end - steps.begin, dim, packed.keys + place * dim);
-    }
-    pack_rows(segment.value, task_.batch, task_.head, window, problem_.value_dim, packed.bias.bias,
-              packed.values);
+    packed.keys.pack(source_of(segment.key, options_.head_dim, packed.bias.bias, window), window);
+    packed.values.pack(source_of(segment.value, problem_.value_dim, packed.bias.bias, window),
+                       window);
+  }
+
+  Source source_of(const TensorView& tensor, int64_t dim, const float* bias, Range steps) const {
+    return {tensor, task_.batch, task_.head, dim, bias, steps.begin};
   }
 
   void attend_rows(Range rows) {
     const int64_t count = rows.end - rows.begin, value_dim = problem_.value_dim;
     rows_ = rows;
     const int64_t real = read_mask(problem_.mask, task_.batch, rows, work_.row_bias);
-    pack_queries(problem_.query, task_.batch, task_.head, rows, options_.head_dim, work_.row_bias,
-                 options_.scale, work_.queries);
+    work_.queries.pack(source_of(problem_.query, options_.head_dim, work_.row_bias, rows), rows);
     Interval interval;
     if (options_.timed) {
       read_times(problem_.times, task_.batch, rows, work_.row_bias, work_.row_times);
@@ -105,51 +103,56 @@ class DirectedForward {
 
   void attend_tile(int64_t n, Range keys) {
     const Segment& segment = problem_.segments[n];
-    const ForwardSegment& packed = work_.segments[n];
+    const ForwardSegment<Arithmetic>& packed = work_.segments[n];
     const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
     const int64_t dim = options_.head_dim, value_dim = problem_.value_dim;
     const int64_t place = keys.begin - windows_[n].begin;
-    const Matrix scores{work_.scores, tile_stride};
+    const Matrix tile{work_.scores, tile_stride};
     const Matrix accumulator{work_.accumulator, row_stride(value_dim)};
+    Scores scores{tile, options_.scale};
 
-    // scores (rows, keys) = queries (rows, dim) keys^T (dim, keys)
-    multiply<Left::row_major, Result::overwritten>(rows, dim, count, work_.queries, row_stride(dim),
-                                                   transposed_panels(packed.keys, dim, place),
-                                                   scores);
+    // products (rows, keys) = queries (rows, dim) keys^T (dim, keys)
+    Arithmetic::template multiply<Result::overwritten>(rows, dim, count, work_.queries.factor(),
+                                                       packed.keys.factor(place), tile);
     if (options_.timed) {
-      apply_times(scores, rows, count, work_.row_times, packed.bias.times + place,
-                  slope_of(options_, task_.head), options_.max_gap);
+      scores = apply_times(scores, rows, count, work_.row_times, packed.bias.times + place,
+                           slope_of(options_, task_.head), options_.max_gap);
     }
     if (is_cut_by_ranges(problem_, segment, rows_, keys)) {
-      apply_ranges(problem_, segment, rows_, keys, scores);
+      scores = apply_ranges(problem_, segment, rows_, keys, scores);
     }
     const RunningRows running{work_.row_largest, work_.row_sums, accumulator, value_dim};
     raise_rows(scores, rows, count, work_.row_bias, packed.bias.bias + place, running);
-    exponentials_of_rows(scores, rows, count, running);
+    exponentials_of_rows(tile, rows, count, running);
     if (options_.dropout.active) {
       const Matrix factors{work_.factors, tile_stride};
       draw_by_rows({options_.dropout, dropout_row(options_, task_), segment.stream}, rows_, keys,
                    factors);
-      multiply_elements(scores, factors, scores, rows, count);
+      multiply_elements(tile, factors, tile, rows, count);
     }
+    work_.weights.pack(tile, rows, count);
+
     // accumulator (rows, value_dim) += weights (rows, keys) values (keys, value_dim)
-    multiply<Left::row_major, Result::added_to>(rows, count, value_dim, scores.data, tile_stride,
-                                                row_panels(packed.values, value_dim, place),
-                                                accumulator);
+    Arithmetic::template multiply<Result::added_to>(rows, count, value_dim, work_.weights.factor(),
+                                                    packed.values.factor(place), accumulator);
   }
 
   const DirectedProblem& problem_;
   const Options& options_;
-  DirectedForwardWorkspace& work_;
-  const Task task_;
+  Workspace& work_;
+  Task task_{};
   Range windows_[2];
   Range rows_;
 };
 
-inline void directed_forward(const DirectedProblem& problem, Range tasks) {
-  Scratch<DirectedForwardWorkspace, DirectedProblem> scratch(problem);
+// Nothing is added up between groups.
+template <class Arithmetic>
+inline void run_directed_forward(const DirectedProblem& problem, Range tasks) {
+  Scratch<DirectedForwardWorkspace<Arithmetic>, DirectedProblem> scratch(problem);
+  [[maybe_unused]] const typename Arithmetic::Session session;
+  DirectedForward<Arithmetic> kernel(problem, scratch.workspace);
   for (int64_t number = tasks.begin; number < tasks.end; ++number) {
-    DirectedForward(problem, scratch.workspace, number).run();
+    kernel.run_group(task_of(problem.options, number));
   }
 }
 

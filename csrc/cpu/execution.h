@@ -14,9 +14,9 @@
 namespace mmer::cpu {
 
 // How many groups the rows of a head are split into: enough for many cores where there are few
-// heads, but none so small that packing the keys again costs more than it saves.
+// heads, but none so small that what a group adds is slow to merge.
 inline int64_t group_count(const Options& options, int64_t rows) {
-  constexpr int64_t tasks = 32, rows_a_group = 256;
+  constexpr int64_t tasks = 32, rows_a_group = 512;
   const int64_t heads = std::max<int64_t>(options.batch * options.heads, 1);
   const int64_t wanted = std::min((tasks + heads - 1) / heads, most_groups);
   return std::clamp<int64_t>(rows / rows_a_group, 1, wanted);
@@ -46,11 +46,14 @@ inline SharedProblem arrange(const Options& options, const Side& a, const Side& 
   return problem;
 }
 
-// Memory that the groups of a problem keep their parts in; none for a single group.
+// Memory that the groups of a problem keep their parts in; none for a single group. Heads that fall
+// to one thread leave theirs untouched, so that it never becomes real memory.
 class Partials {
  public:
   Partials(Options& options, int64_t floats_a_group) {
     if (options.groups == 1) return;
+    is_merged_ = std::make_unique<bool[]>(options.batch * options.heads);
+    options.is_merged = is_merged_.get();
     const std::size_t bytes = task_count(options) * floats_a_group * sizeof(float);
     memory_.reset(static_cast<float*>(::operator new(bytes, alignment)));
     options.partials = memory_.get();
@@ -61,6 +64,7 @@ class Partials {
   struct Delete {
     void operator()(float* memory) const { ::operator delete(memory, alignment); }
   };
+  std::unique_ptr<bool[]> is_merged_;
   std::unique_ptr<float, Delete> memory_;
 };
 
@@ -110,11 +114,10 @@ void run_backward(const KernelTable& kernels, DirectedProblem& problem, const Pa
   parallel(task_count(problem.options), task_grain(problem),
            [&](Range tasks) { kernels.directed_backward(problem, tasks); });
   if (problem.options.groups == 1) return;
-  int64_t blocks = 0;
-  for (int64_t n = 0; n < problem.segment_count; ++n) {
-    blocks += merge_blocks(problem.options, problem.segments[n].time);
-  }
-  parallel(blocks, 1, [&](Range range) { kernels.directed_backward_merge(problem, range); });
+  // The merge takes the steps of both segments in one row.
+  const int64_t steps = problem.segments[0].time + problem.segments[1].time;
+  parallel(merge_blocks(problem.options, steps), 1,
+           [&](Range blocks) { kernels.directed_backward_merge(problem, blocks); });
 }
 
 }  // namespace mmer::cpu
