@@ -355,7 +355,9 @@ setup(
             "mmer._operators",
             [
                 "csrc/operators.cpp",
-                "csrc/cpu/operators.cpp",
+                "csrc/cpu/shared_operator.cpp",
+                "csrc/cpu/bidirectional_operator.cpp",
+                "csrc/cpu/chunked_operator.cpp",
                 "csrc/cpu/capability.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/dropout_bits.cpp",
