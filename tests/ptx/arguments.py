@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,19 @@ class Struct:
     """
 
     fields: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A struct whose bytes somebody else packs, once the addresses of its arrays are known.
+
+    Attributes:
+        pack: Takes the addresses of ``arrays`` and returns the bytes of the parameter.
+        arrays: The arrays and buffers that the struct points to.
+    """
+
+    pack: Callable[[list[int]], bytes]
+    arrays: Sequence[Any]
 
 
 class HostView:
@@ -199,6 +212,8 @@ def arrays_of(arguments: Iterable[Any]) -> list[Any]:
     for argument in arguments:
         if isinstance(argument, Struct):
             found += arrays_of(argument.fields)
+        elif isinstance(argument, Packed):
+            found += argument.arrays
         elif isinstance(argument, (Buffer, np.ndarray)) or hasattr(argument, "untyped_storage"):
             found.append(argument)
     return found
@@ -209,6 +224,8 @@ def pack_argument(parameter: Parameter, argument: Any, memory: DeviceMemory) -> 
     if parameter.is_array:
         if isinstance(argument, Struct):
             argument = _pack_struct(argument, memory)
+        elif isinstance(argument, Packed):
+            argument = argument.pack([memory.address(array) for array in argument.arrays])
         if not isinstance(argument, bytes) or len(argument) > parameter.size:
             raise PtxError(f"{parameter.name} is a struct of {parameter.size} bytes: {argument!r}")
         return argument.ljust(parameter.size, b"\0")

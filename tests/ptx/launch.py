@@ -62,6 +62,7 @@ class Kernel:
         *,
         seed: int | None = None,
         check: bool = True,
+        ctas: Sequence[int] | None = None,
         batch: int | None = None,
         findings: list[Finding] | None = None,
     ) -> Counters:
@@ -71,11 +72,13 @@ class Kernel:
             grid: CTAs along x, y, z; missing ones are 1.
             block: Threads along x, y, z.
             arguments: One for each parameter: tensors and arrays (inputs), `Output`, `Scratch`,
-                `InOut`, numbers, `Struct`, or None for a null pointer.
+                `InOut`, numbers, None for a null pointer, and for a struct `Struct`, `Packed` or
+                its bytes.
             shared_bytes: Dynamic shared memory.
             seed: Warps overtake each other, CTAs come and atomics act in an order drawn from this
                 seed. None: CTAs in order, warps in step.
             check: Raise when a rule of the machine was broken.
+            ctas: Run only these, by their linear index; outputs may then stay unwritten.
             batch: CTAs that run at a time; by default as many as make 2048 threads.
             findings: Filled with what was found, if given.
 
@@ -89,7 +92,7 @@ class Kernel:
         sizes = [tuple([*extent, 1, 1][:3]) for extent in (grid, block)]
         memory = DeviceMemory(arrays_of(arguments), self.module.variables)
         packed = self._pack(arguments, memory)
-        order = np.arange(math.prod(sizes[0]))
+        order = np.arange(math.prod(sizes[0])) if ctas is None else np.array(ctas, np.int64)
         random = None if seed is None else np.random.default_rng(seed)
         if random is not None:
             random.shuffle(order)
@@ -115,7 +118,7 @@ class Kernel:
                 random,
             ).run()
         memory.collect()
-        for message in memory.unwritten():
+        for message in memory.unwritten() if ctas is None else ():
             found.report("unwritten output", self.entry.instructions[-1], message)
         if findings is not None:
             findings.extend(found)

@@ -94,6 +94,9 @@ class Batch:
             if threads.size % WARPGROUP == 0
             else None
         )
+        self.has_wgmma = any(
+            instruction.opcode.startswith("wgmma") for instruction in program.entry.instructions
+        )
         self.names: dict[str, Any] = {
             **{name: getattr(numerics, name) for name in dir(numerics) if name[0] != "_"},
             **{t.__name__: t for view in DTYPES.values() for t in view.values()},
@@ -217,22 +220,17 @@ class Batch:
         )
 
     def _some_warps(self, ready: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A random half of the ready lanes: the same warps of each CTA, so that CTAs stay together.
+
+        Warps of a warpgroup execute wgmma together, and stay together.
+        """
         assert self.random is not None
-        warps = np.flatnonzero(ready.reshape(-1, WARP).any(axis=1))
-        if self.wgmma is not None and any(
-            instruction.opcode.startswith("wgmma")
-            for instruction in self.program.entry.instructions
-        ):
-            # The warps of a warpgroup execute wgmma together.
-            groups = np.unique(warps // 4)
-            chosen = groups[self.random.random(len(groups)) < 0.5]
-            chosen = chosen if len(chosen) else self.random.choice(groups, 1)
-            picked = np.isin(self.threads.warp // 4, chosen)
-        else:
-            chosen = warps[self.random.random(len(warps)) < 0.5]
-            chosen = chosen if len(chosen) else self.random.choice(warps, 1)
-            picked = np.isin(self.threads.warp, chosen)
-        return ready & picked
+        units = (self.threads.thread // (WARPGROUP if self.has_wgmma else WARP)).astype(np.int64)
+        able = np.unique(units[ready])
+        chosen = able[self.random.random(len(able)) < 0.5]
+        if len(chosen) == 0:
+            chosen = self.random.choice(able, 1)
+        return ready & np.isin(units, chosen)
 
     def _leave(self, block: int, mask: NDArray[np.bool_], place: NDArray[np.int32]) -> None:
         """Move the lanes that executed ``block`` to where they go next."""

@@ -75,6 +75,7 @@ class SharedShadow:
         self.by_generic_proxy = np.zeros(count, np.bool_)
         self.read_clock = np.zeros((count, threads.warps), np.int32)
         self.reader = np.full(count, _WHOLE_WARP, np.int32)
+        self.copier = np.zeros(count, np.int32)
         self.pending = np.zeros(count, np.int16)
         self.busy = np.zeros(count, np.int16)
         self.any_pending = self.any_busy = 0
@@ -150,24 +151,29 @@ class SharedShadow:
         self.write_clock[granules] = self.clocks.own(lanes // WARP)[:, None]
         self.by_generic_proxy[granules] = generic_proxy
 
-    def begin_copy(self, granules: NDArray[Any]) -> None:
-        """An asynchronous copy will write these."""
-        np.add.at(self.pending, granules, 1)
+    def begin_copy(self, granules: NDArray[Any], lanes: Lanes, here: Instruction) -> None:
+        """An asynchronous copy by each lane will write a row of granules."""
+        self.copier[granules] = lanes[:, None]
+        doubled = self.copier[granules] != lanes[:, None]
+        if doubled.any():
+            other = "another copy of the same instruction"
+            self._report("race", granules, lanes, doubled, here, "writes", other)
+        self.pending[granules] += 1
         self.any_pending += granules.size
 
     def end_copy(self, granules: NDArray[Any]) -> None:
-        """An asynchronous copy has written these."""
-        np.subtract.at(self.pending, granules, 1)
+        """Asynchronous copies have written these."""
+        self.pending[granules] -= 1
         self.any_pending -= granules.size
 
     def begin_async_read(self, granules: NDArray[Any]) -> None:
         """An asynchronous instruction reads these until it is awaited."""
-        np.add.at(self.busy, granules, 1)
+        self.busy[granules] += 1
         self.any_busy += granules.size
 
     def end_async_read(self, granules: NDArray[Any]) -> None:
         """An asynchronous instruction has read these."""
-        np.subtract.at(self.busy, granules, 1)
+        self.busy[granules] -= 1
         self.any_busy -= granules.size
 
     def check_proxy(self, granules: NDArray[Any], lanes: Lanes, here: Instruction) -> None:
