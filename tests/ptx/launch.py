@@ -43,7 +43,7 @@ class Kernel:
         self.name = name
         self.module = module
         self.entry: Entry = module.entry(name)
-        self.program: Program = translate(self.entry)
+        self.program: Program = translate(self.entry, module.variables)
         self.source = self.program.source
         self.granule = _granule(self.entry)
         self.symbols, self.shared_bytes, self.local_bytes = _layout(self.entry, module)

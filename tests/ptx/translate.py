@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import CodeType
 
@@ -17,7 +18,7 @@ from tests.ptx import instructions as _whitelist  # noqa: F401 - fills the table
 from tests.ptx.dtypes import DTYPES, PtxType
 from tests.ptx.findings import PtxError
 from tests.ptx.forms import CONTROL, Form, Operand, form_of
-from tests.ptx.parser import Entry, Instruction
+from tests.ptx.parser import Entry, Instruction, Variable
 
 SPECIAL_REGISTERS = frozenset(
     [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
@@ -74,9 +75,13 @@ class Program:
     registers: dict[str, PtxType] = field(default_factory=dict)
 
 
-def translate(entry: Entry) -> Program:
-    """Translate ``entry``; raises PtxError for an instruction that the whitelist does not have."""
-    translator = _Translator(entry)
+def translate(entry: Entry, variables: Iterable[Variable] = ()) -> Program:
+    """Translate ``entry``, which may name the module's ``variables``.
+
+    Raises:
+        PtxError: For an instruction that the whitelist does not have.
+    """
+    translator = _Translator(entry, variables)
     program = translator.program
     lines = []
     for number, block in enumerate(program.blocks):
@@ -101,9 +106,10 @@ def variable(register: str) -> str:
 
 
 class _Translator:
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, variables: Iterable[Variable]) -> None:
         self.entry = entry
-        self.symbol_names = {v.name for v in entry.variables} | {p.name for p in entry.parameters}
+        named = (*entry.variables, *variables, *entry.parameters)
+        self.symbol_names = {symbol.name for symbol in named}
         self.asynchronous = _asynchronous_registers(entry)
         self.program = Program(entry, [])
         self._split()
@@ -295,6 +301,8 @@ class _Translator:
         return name
 
     def _symbol(self, name: str, wanted: PtxType) -> str:
+        if name not in self.symbol_names:
+            raise PtxError(f"{name} is not declared")
         if wanted.view == "f" or wanted.bits < 32:
             raise PtxError(f"{name} is an address")
         key = f"{variable(name)}_{wanted.bits}"

@@ -86,20 +86,24 @@ _OPERATIONS = {
     "cas": "b32 b64",
 }
 # PTX puts the memory order before the space, Triton's back end after it.
-_ORDERED = (
-    "{space}",
-    "{{relaxed,acq_rel}}.gpu.{space}",
-    "{space}.{{gpu,cta,sys}}.{{relaxed,acquire,release,acq_rel}}",
-)
-for _space in ("global", "shared"):
-    for _ordered in (pattern.format(space=_space) for pattern in _ORDERED):
+_ORDERED = {
+    "global": (
+        "global",
+        "{relaxed,acq_rel}.gpu.global",
+        "global.gpu.{relaxed,acquire,release,acq_rel}",
+        "global.cta.{relaxed,acq_rel}",
+    ),
+    "shared": ("shared",),
+}
+for _space, _patterns in _ORDERED.items():
+    for _ordered in _patterns:
         for _operation, _types in _OPERATIONS.items():
             for _type in _types.split():
                 _rounding = ".noftz" if "f16" in _type else ""
                 _tail = f"{_ordered}.{_operation}{_rounding}.{_type}"
-                _sources, _values = (
-                    (_type, "[b]") if _operation != "cas" else (f"{_type}, {_type}", "[b, c]")
-                )
+                _sources, _values = _type, "[b]"
+                if _operation == "cas":
+                    _sources, _values = f"{_type}, {_type}", "[b, c]"
                 _call = f"{_space}_memory.update('{_operation}', '{_type}', a, {_values}, m, here)"
                 define(f"atom.{_tail}", f"{_type} = [{_space}], {_sources}", _call)
                 if _operation not in ("exch", "cas"):
