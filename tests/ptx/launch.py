@@ -65,6 +65,7 @@ class Kernel:
         ctas: Sequence[int] | None = None,
         batch: int | None = None,
         findings: list[Finding] | None = None,
+        limit: int = 5_000_000,
     ) -> Counters:
         """Run the kernel over a grid.
 
@@ -81,6 +82,7 @@ class Kernel:
             ctas: Run only these, by their linear index; outputs may then stay unwritten.
             batch: CTAs that run at a time; by default as many as make 2048 threads.
             findings: Filled with what was found, if given.
+            limit: Basic blocks that a batch may execute before it counts as endless.
 
         Returns:
             What was executed.
@@ -116,7 +118,7 @@ class Kernel:
                 found,
                 counters,
                 random,
-            ).run()
+            ).run(limit)
         memory.collect()
         for message in memory.unwritten() if ctas is None else ():
             found.report("unwritten output", self.entry.instructions[-1], message)

@@ -40,7 +40,6 @@ Array = NDArray[Any]
 # A register that was never written holds this NaN, to be seen in the results.
 _GARBAGE = 0x7FC0DEAD
 _ENDED = np.int32(2**30)
-_STEP_LIMIT = 20_000_000
 
 
 def put(register: Array, value: Array, mask: Mask) -> None:
@@ -147,13 +146,13 @@ class Batch:
                     values[f"{name}_{view}"] = register.view(dtypes[type_.bits])
         return values
 
-    def run(self) -> None:
-        """Run all threads to their end."""
+    def run(self, limit: int) -> None:
+        """Run all threads to their end, of at most ``limit`` blocks."""
         threads = self.threads
         place = np.where(threads.missing, _ENDED, 0).astype(np.int32)
         together: int | None = None if threads.missing.any() or self.random else 0
         with np.errstate(all="ignore"):
-            for _ in range(_STEP_LIMIT):
+            for _ in range(limit):
                 if together is not None:
                     together = self._step_together(together, place)
                     if together is not None and together >= len(self.functions):
@@ -164,7 +163,7 @@ class Batch:
                 if self.random is None and self._is_together(place):
                     together = int(place[0])
             else:
-                raise PtxError(f"{self.program.entry.name}: no end after {_STEP_LIMIT} blocks")
+                raise PtxError(f"{self.program.entry.name}: no end after {limit} blocks")
         self.copies.finish()
         if self.wgmma is not None:
             self.wgmma.finish(self.program.entry.instructions[-1])
