@@ -41,8 +41,13 @@ class Barriers:
         count: NDArray[np.uint32] | None,
         waits: bool,
         here: Instruction,
-    ) -> None:
-        """``lanes`` reach their barriers; complete barriers let go of those that wait."""
+    ) -> list[Lanes]:
+        """``lanes`` reach their barriers; complete barriers let go of those that wait.
+
+        Returns:
+            The lanes that each complete barrier let go.
+        """
+        released = []
         wanted = np.full(len(lanes), self.threads.real_size) if count is None else count[lanes]
         ids = barrier[lanes].astype(np.int64)
         if (ids >= _BARRIERS).any() or ((wanted % WARP != 0).any() and count is not None):
@@ -76,7 +81,8 @@ class Barriers:
                 )
                 self.findings.report("barrier", here, detail)
             if self.arrived[cta, number] >= expected:
-                self._release(cta, number)
+                released.append(self._release(cta, number))
+        return released
 
     def release_stuck(self, alive: NDArray[np.bool_], here: Instruction) -> None:
         """Nobody can go on: report the barriers that somebody waits at, and open them."""
@@ -92,7 +98,7 @@ class Barriers:
                 self.findings.report("barrier", here, detail)
                 self._release(cta, int(number))
 
-    def _release(self, cta: int, number: int) -> None:
+    def _release(self, cta: int, number: int) -> Lanes:
         leaving = np.flatnonzero((self.waiting == number) & (self.threads.cta == cta))
         warps = np.unique(leaving // WARP)
         for table, mail in (
@@ -102,3 +108,4 @@ class Barriers:
             mail[cta, number] = 0
         self.waiting[leaving] = -1
         self.arrived[cta, number] = 0
+        return leaving

@@ -13,6 +13,7 @@ be touched.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,20 @@ from tests.ptx.counters import Counters
 from tests.ptx.dtypes import type_named
 from tests.ptx.findings import Finding, Findings, KernelFault, PtxError
 from tests.ptx.parser import Entry, Module, Parameter, parse_module
-from tests.ptx.scheduler import Batch
+from tests.ptx.scheduler import Batch, Launch
 from tests.ptx.threads import Threads
 from tests.ptx.translate import Program, translate
 
 _LANES_PER_BATCH = 2048
+# Shared memory of a CTA, from the CUDA programming guide's table of compute capabilities.
+_SHARED_LIMITS = {
+    "80": 163 * 1024,
+    "86": 99 * 1024,
+    "89": 99 * 1024,
+    "90": 227 * 1024,
+    "100": 227 * 1024,
+    "120": 99 * 1024,
+}
 
 
 class Kernel:
@@ -91,34 +101,29 @@ class Kernel:
             KernelFault: A rule was broken, and ``check`` is true.
             PtxError: The arguments or the block do not fit the kernel.
         """
-        sizes = [tuple([*extent, 1, 1][:3]) for extent in (grid, block)]
+        extent, size = (_three(shape) for shape in (grid, block))
+        self._check_limits(math.prod(size), shared_bytes)
         memory = DeviceMemory(arrays_of(arguments), self.module.variables)
-        packed = self._pack(arguments, memory)
-        order = np.arange(math.prod(sizes[0])) if ctas is None else np.array(ctas, np.int64)
+        order = np.arange(math.prod(extent)) if ctas is None else np.array(ctas, np.int64)
         random = None if seed is None else np.random.default_rng(seed)
         if random is not None:
             random.shuffle(order)
         found, counters = Findings(), Counters(ctas=len(order))
-        lanes = -(-math.prod(sizes[1]) // 32) * 32
-        batch = batch or max(1, _LANES_PER_BATCH // lanes)
-        if not 0 < math.prod(sizes[1]) <= 1024:
-            raise PtxError(f"a block has 1 to 1024 threads, not {math.prod(sizes[1])}")
-        symbols = {**memory.symbols, **self.symbols}
+        state = Launch(
+            program=self.program,
+            device=memory.device,
+            parameters=self._pack(arguments, memory),
+            symbols={**memory.symbols, **self.symbols},
+            shared_size=self.shared_bytes + shared_bytes,
+            local_size=self.local_bytes,
+            granule=self.granule,
+            findings=found,
+            counters=counters,
+            random=random,
+        )
+        batch = batch or max(1, _LANES_PER_BATCH // math.prod(size))
         for start in range(0, len(order), batch):
-            threads = Threads(order[start : start + batch], *sizes)
-            Batch(
-                self.program,
-                threads,
-                memory.device,
-                packed,
-                symbols,
-                self.shared_bytes + shared_bytes,
-                self.local_bytes,
-                self.granule,
-                found,
-                counters,
-                random,
-            ).run(limit)
+            Batch(state, Threads(order[start : start + batch], extent, size)).run(limit)
         memory.collect()
         for message in memory.unwritten() if ctas is None else ():
             found.report("unwritten output", self.entry.instructions[-1], message)
@@ -127,6 +132,19 @@ class Kernel:
         if check and len(found):
             raise KernelFault(self.name, list(found))
         return counters
+
+    def _check_limits(self, threads: int, dynamic: int) -> None:
+        required, most = self.entry.required_threads, self.entry.most_threads
+        if not 0 < threads <= most or (required and threads != required):
+            wanted = f"{required} threads" if required else f"1 to {most} threads"
+            raise PtxError(f"{self.name} takes blocks of {wanted}, not {threads}")
+        digits = re.match(r"sm_(\d+)", self.module.target)
+        limit = _SHARED_LIMITS.get(digits[1] if digits else "", max(_SHARED_LIMITS.values()))
+        if self.shared_bytes + dynamic > limit:
+            raise PtxError(
+                f"{self.name} wants {self.shared_bytes + dynamic} bytes of shared memory; "
+                f"{self.module.target} has {limit}"
+            )
 
     def _pack(self, arguments: Sequence[Any], memory: DeviceMemory) -> bytes:
         if len(arguments) != len(self.parameters):
@@ -166,6 +184,11 @@ class LoadedModule:
 def load(text: str) -> LoadedModule:
     """Read PTX text; its kernels are translated when they are asked for."""
     return LoadedModule(text)
+
+
+def _three(shape: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = [*shape, 1, 1][:3]
+    return x, y, z
 
 
 def _granule(entry: Entry) -> int:

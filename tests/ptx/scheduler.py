@@ -8,6 +8,7 @@ other as they do on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from tests.ptx.shadow import Clocks, SharedShadow
 from tests.ptx.shared_memory import SharedMemory
 from tests.ptx.small_memories import GenericMemory, LocalMemory, ParameterMemory
 from tests.ptx.tensor import TensorCores
-from tests.ptx.threads import WARP, Mask, Threads
+from tests.ptx.threads import WARP, Lanes, Mask, Threads
 from tests.ptx.translate import Program, Terminator
 from tests.ptx.warps import Warps
 from tests.ptx.wgmma import WARPGROUP, WarpgroupMatrix
@@ -60,32 +61,50 @@ def bits(values: Array, dtype: Any) -> Array:
     return values.view(dtype)
 
 
+@dataclass
+class Launch:
+    """What all CTAs of a launch have in common.
+
+    Attributes:
+        program: The translated kernel.
+        device: Global memory.
+        parameters: The bytes of the kernel's parameters.
+        symbols: Addresses of variables and parameters, each in its space.
+        shared_size, local_size: Bytes of shared memory of a CTA, of local memory of a thread.
+        granule: Bytes of shared memory that are watched as one.
+        findings: Where broken rules are entered.
+        counters: Where what is executed is counted.
+        random: Draws the schedule, or None for lockstep.
+    """
+
+    program: Program
+    device: DeviceBytes
+    parameters: bytes
+    symbols: dict[str, int]
+    shared_size: int
+    local_size: int
+    granule: int
+    findings: Findings
+    counters: Counters
+    random: np.random.Generator | None
+
+
 class Batch:
     """The state of the CTAs that run together."""
 
-    def __init__(
-        self,
-        program: Program,
-        threads: Threads,
-        device: DeviceBytes,
-        parameters: bytes,
-        symbols: dict[str, int],
-        shared_size: int,
-        local_size: int,
-        granule: int,
-        findings: Findings,
-        counters: Counters,
-        random: np.random.Generator | None,
-    ) -> None:
+    def __init__(self, launch: Launch, threads: Threads) -> None:
+        program, findings, counters = launch.program, launch.findings, launch.counters
         self.program, self.threads = program, threads
-        self.findings, self.counters, self.random = findings, counters, random
+        self.counters, self.random = counters, launch.random
         clocks = Clocks(threads)
-        stride = max(-(-shared_size // 128) * 128, 128)
-        self.shadow = SharedShadow(threads, clocks, stride, granule, findings)
-        shared = SharedMemory(threads, shared_size, stride, self.shadow, findings, counters, random)
-        glob = GlobalMemory(device, threads, clocks, findings, counters, random)
-        local = LocalMemory(threads, local_size, findings)
-        param = ParameterMemory(parameters)
+        stride = max(-(-launch.shared_size // 128) * 128, 128)
+        self.shadow = SharedShadow(threads, clocks, stride, launch.granule, findings)
+        shared = SharedMemory(
+            threads, launch.shared_size, stride, self.shadow, findings, counters, self.random
+        )
+        glob = GlobalMemory(launch.device, threads, clocks, findings, counters, self.random)
+        local = LocalMemory(threads, launch.local_size, findings)
+        param = ParameterMemory(launch.parameters)
         self.copies = AsyncCopies(threads, glob, shared, findings)
         self.barriers = Barriers(threads, clocks, findings)
         self.wgmma = (
@@ -100,7 +119,7 @@ class Batch:
             **{name: getattr(numerics, name) for name in dir(numerics) if name[0] != "_"},
             **{t.__name__: t for view in DTYPES.values() for t in view.values()},
             **threads.special_registers(),
-            **self._constants(symbols),
+            **self._constants(launch.symbols),
             **self._registers(),
             "put": put,
             "both": both,
@@ -241,13 +260,33 @@ class Batch:
             place[taken] = end.target
         elif end.kind == "exit":
             place[taken] = _ENDED
-        elif end.kind in ("sync", "arrive") and taken.any():
+        elif end.kind in ("sync", "arrive", "reduce") and taken.any():
             assert end.instruction is not None
             barrier, count = self._barrier_operands(end)
-            self.barriers.arrive(
-                np.flatnonzero(taken), barrier, count, end.kind == "sync", end.instruction
-            )
+            waits = end.kind != "arrive"
+            for lanes in self.barriers.arrive(
+                np.flatnonzero(taken), barrier, count, waits, end.instruction
+            ):
+                self._reduce(lanes, place)
         place[place == len(self.functions)] = _ENDED
+
+    def _reduce(self, lanes: Lanes, place: NDArray[np.int32]) -> None:
+        """Give lanes that leave a reducing barrier their results; each knows where it came from."""
+        ends = {int(block) - 1 for block in place[lanes]}
+        if not any(self.program.blocks[block].terminator.reduction for block in ends):
+            return
+        votes = np.zeros(self.threads.count, np.bool_)
+        for block in ends:
+            end = self.program.blocks[block].terminator
+            predicate = self.names[end.predicate.lstrip("~")]
+            mine = lanes[place[lanes] == block + 1]
+            votes[mine] = ~predicate[mine] if end.predicate.startswith("~") else predicate[mine]
+        functions = {"popc": np.count_nonzero, "and": np.all, "or": np.any}
+        for block in ends:
+            end = self.program.blocks[block].terminator
+            self.names[end.result][lanes[place[lanes] == block + 1]] = functions[end.reduction](
+                votes[lanes]
+            )
 
     def _takes(self, end: Terminator) -> NDArray[np.bool_] | None:
         if not end.guard:

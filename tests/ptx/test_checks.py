@@ -29,7 +29,7 @@ SEEDS = (None, 0, 1, 2)
 
 @dataclass(frozen=True)
 class Bug:
-    """Replace ``old`` by ``new`` everywhere; ``check`` must find it, ``also`` may follow from it."""
+    """Replace ``old`` by ``new``: ``check`` must find it, ``also`` may follow from it."""
 
     name: str
     old: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType
 
 import numpy as np
@@ -32,7 +32,8 @@ class Terminator:
     """How a block ends.
 
     Attributes:
-        kind: "fall", "branch", "exit", "sync" or "arrive".
+        kind: "fall", "branch", "exit", "sync", "arrive" or "reduce": a sync that also gives
+            its threads the ``reduction`` ("popc", "and", "or") of ``predicate`` in ``result``.
         guard: Variable of the predicate that lets a lane take it, or "".
         negated: Whether the predicate must be false.
         target: Block that a branch goes to.
@@ -45,6 +46,9 @@ class Terminator:
     target: int = -1
     barrier: str = ""
     count: str = ""
+    reduction: str = ""
+    predicate: str = ""
+    result: str = ""
     instruction: Instruction | None = None
 
 
@@ -132,26 +136,38 @@ class _Translator:
             self.program.blocks.append(block)
 
     def _terminator(self, instruction: Instruction, block_at: dict[int, int]) -> Terminator:
-        counts = CONTROL[instruction.opcode]
-        operands = instruction.operands
-        if len(operands) not in (counts if isinstance(counts, tuple) else (counts,)):
+        operands = list(instruction.operands)
+        if len(operands) not in CONTROL[instruction.opcode]:
             raise PtxError(f"line {instruction.line}: wrong operands: {instruction.text}")
+        end = Terminator(
+            guard=self._predicate(instruction.guard) if instruction.guard else "",
+            negated=instruction.negated,
+            instruction=instruction,
+        )
         name = instruction.opcode.split(".")[0]
-        target, barrier, count = -1, "", ""
         if name == "bra":
-            kind = "branch"
             if operands[0] not in self.entry.labels:
                 raise PtxError(f"line {instruction.line}: no such label: {instruction.text}")
-            target = block_at[self.entry.labels[operands[0]]]
-        elif name in ("ret", "exit"):
-            kind = "exit"
-        else:
-            kind = "arrive" if ".arrive" in instruction.opcode else "sync"
-            integer = Operand("scalar", _U32)
-            barrier = self._scalar(operands[0], integer)
-            count = self._scalar(operands[1], integer) if len(operands) > 1 else ""
-        guard = self._predicate(instruction.guard) if instruction.guard else ""
-        return Terminator(kind, guard, instruction.negated, target, barrier, count, instruction)
+            return replace(end, kind="branch", target=block_at[self.entry.labels[operands[0]]])
+        if name in ("ret", "exit"):
+            return replace(end, kind="exit")
+        if ".red." in instruction.opcode:
+            type_ = _PRED if instruction.opcode.endswith("pred") else _U32
+            target = self._put(operands.pop(0), Operand("scalar", type_), "", "")[0]
+            end = replace(
+                end,
+                reduction=instruction.opcode.split(".red.")[1].split(".")[0],
+                predicate=self._predicate(operands.pop()),
+                result=target.removeprefix("put(").split(",")[0],
+            )
+        kind = "arrive" if ".arrive" in instruction.opcode else "sync"
+        integer = Operand("scalar", _U32)
+        return replace(
+            end,
+            kind="reduce" if end.reduction else kind,
+            barrier=self._scalar(operands[0], integer),
+            count=self._scalar(operands[1], integer) if len(operands) > 1 else "",
+        )
 
     def lines(self, instruction: Instruction) -> list[str]:
         """The Python lines of one instruction that is not control flow."""
