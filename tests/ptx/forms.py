@@ -90,6 +90,12 @@ for _barrier in ("bar", "barrier", "barrier.cta", "bar.cta"):
             _kind = "u32" if _reduction == "popc" else "pred"
             CONTROL[f"{_barrier}.red.{_reduction}{_aligned}.{_kind}"] = (3, 4)
 
+for _aligned in ("", ".aligned"):
+    for _order in ("", ".release", ".relaxed"):
+        CONTROL[f"barrier.cluster.arrive{_order}{_aligned}"] = (0,)
+    for _order in ("", ".acquire"):
+        CONTROL[f"barrier.cluster.wait{_order}{_aligned}"] = (0,)
+
 _FORMS: dict[tuple[str, int], list[Form]] = {}
 
 

@@ -254,7 +254,10 @@ class GlobalMemory:
             thread = self.threads.thread[lanes][:, None]
             warp = (lanes // WARP)[:, None]
             wrote, clock = device.writer_thread[places], device.write_clock[places]
-            known = self.clocks.known[warp, wrote // WARP]
+            first = (
+                self.threads.cta[lanes][:, None] % self.threads.cluster_size * self.threads.warps
+            )
+            known = self.clocks.known[warp, first + wrote // WARP]
             beside = wrote // WARP == thread // WARP
             racing = np.where(beside, (wrote != thread) & (clock == known), clock > known)
             if unchanged is not None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.ptx.arguments import DeviceMemory, arrays_of, pack_argument
 from tests.ptx.counters import Counters
@@ -25,7 +26,7 @@ from tests.ptx.dtypes import type_named
 from tests.ptx.findings import Finding, Findings, KernelFault, PtxError
 from tests.ptx.parser import Entry, Module, Parameter, parse_module
 from tests.ptx.scheduler import Batch, Launch
-from tests.ptx.threads import Threads
+from tests.ptx.threads import Threads, clusters_of
 from tests.ptx.translate import Program, translate
 
 _LANES_PER_BATCH = 2048
@@ -70,6 +71,7 @@ class Kernel:
         arguments: Sequence[Any],
         shared_bytes: int = 0,
         *,
+        cluster: Sequence[int] | None = None,
         seed: int | None = None,
         check: bool = True,
         ctas: Sequence[int] | None = None,
@@ -86,10 +88,11 @@ class Kernel:
                 `InOut`, numbers, None for a null pointer, and for a struct `Struct`, `Packed` or
                 its bytes.
             shared_bytes: Dynamic shared memory.
+            cluster: CTAs of a cluster along x, y, z; by default what the kernel was compiled for.
             seed: Warps overtake each other, CTAs come and atomics act in an order drawn from this
                 seed. None: CTAs in order, warps in step.
             check: Raise when a rule of the machine was broken.
-            ctas: Run only these, by their linear index; outputs may then stay unwritten.
+            ctas: Run only the clusters of these, by linear index; outputs may then stay unwritten.
             batch: CTAs that run at a time; by default as many as make 2048 threads.
             findings: Filled with what was found, if given.
             limit: Basic blocks that a batch may execute before it counts as endless.
@@ -104,11 +107,12 @@ class Kernel:
         extent, size = (_three(shape) for shape in (grid, block))
         self._check_limits(math.prod(size), shared_bytes)
         memory = DeviceMemory(arrays_of(arguments), self.module.variables)
-        order = np.arange(math.prod(extent)) if ctas is None else np.array(ctas, np.int64)
+        group = self.entry.cluster if cluster is None else _three(cluster)
+        order = self._order(extent, group, ctas)
         random = None if seed is None else np.random.default_rng(seed)
         if random is not None:
             random.shuffle(order)
-        found, counters = Findings(), Counters(ctas=len(order))
+        found, counters = Findings(), Counters(ctas=order.size)
         state = Launch(
             program=self.program,
             device=memory.device,
@@ -121,9 +125,10 @@ class Kernel:
             counters=counters,
             random=random,
         )
-        batch = batch or max(1, _LANES_PER_BATCH // math.prod(size))
-        for start in range(0, len(order), batch):
-            Batch(state, Threads(order[start : start + batch], extent, size)).run(limit)
+        per_batch = max(1, (batch or _LANES_PER_BATCH // math.prod(size)) // math.prod(group))
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch].reshape(-1)
+            Batch(state, Threads(chosen, extent, size, group)).run(limit)
         memory.collect()
         for message in memory.unwritten() if ctas is None else ():
             found.report("unwritten output", self.entry.instructions[-1], message)
@@ -132,6 +137,20 @@ class Kernel:
         if check and len(found):
             raise KernelFault(self.name, list(found))
         return counters
+
+    def _order(
+        self,
+        grid: tuple[int, int, int],
+        cluster: tuple[int, int, int],
+        ctas: Sequence[int] | None,
+    ) -> NDArray[np.int64]:
+        """The CTAs to run: (clusters, CTAs of a cluster)."""
+        if any(extent % size for extent, size in zip(grid, cluster, strict=True)):
+            raise PtxError(f"a grid of {grid} has no whole clusters of {cluster}")
+        clusters = clusters_of(grid, cluster)
+        if ctas is not None:
+            clusters = clusters[np.isin(clusters, ctas).any(axis=1)]
+        return clusters
 
     def _check_limits(self, threads: int, dynamic: int) -> None:
         required, most = self.entry.required_threads, self.entry.most_threads

@@ -78,6 +78,7 @@ class Entry:
     parameters: list[Parameter]
     required_threads: int = 0
     most_threads: int = 1024
+    cluster: tuple[int, int, int] = (1, 1, 1)
     variables: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -114,6 +115,10 @@ class Module:
         for match in re.finditer(r"\.(reqntid|maxntid)\s+([\d, ]+)", header):
             bounds[match[1]] = math.prod(int(size) for size in match[2].split(","))
         entry = Entry(name, _parse_parameters(header), bounds["reqntid"], bounds["maxntid"])
+        cluster = re.search(r"\.reqnctapercluster\s+([\d, ]+)", header)
+        if cluster is not None:
+            x, y, z = [*(int(size) for size in cluster[1].split(",")), 1, 1][:3]
+            entry.cluster = (x, y, z)
         _BodyParser(entry, line).parse(body)
         return entry
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.ptx import numerics
-from tests.ptx.barriers import Barriers
+from tests.ptx.barriers import Barriers, ClusterBarrier
+from tests.ptx.cluster_memory import ClusterMemory
 from tests.ptx.copies import AsyncCopies
 from tests.ptx.counters import Counters, instruction_class
 from tests.ptx.dtypes import DTYPES
@@ -107,6 +108,8 @@ class Batch:
         param = ParameterMemory(launch.parameters)
         self.copies = AsyncCopies(threads, glob, shared, findings)
         self.barriers = Barriers(threads, clocks, findings)
+        self.cluster_barrier = ClusterBarrier(threads, clocks, findings)
+        self.cluster_memory = ClusterMemory(shared)
         self.wgmma = (
             WarpgroupMatrix(threads, shared, findings, counters)
             if threads.size % WARPGROUP == 0
@@ -131,9 +134,10 @@ class Batch:
             "shadow": self.shadow,
             "global_memory": glob,
             "shared_memory": shared,
+            "cluster_memory": self.cluster_memory,
             "local_memory": local,
             "param_memory": param,
-            "generic_memory": GenericMemory(glob, shared, local, param),
+            "generic_memory": GenericMemory(glob, self.cluster_memory, local, param),
             "copies": self.copies,
             "warps": Warps(threads, clocks, findings),
             "tensor": TensorCores(threads, findings, counters),
@@ -184,6 +188,7 @@ class Batch:
             else:
                 raise PtxError(f"{self.program.entry.name}: no end after {limit} blocks")
         self.copies.finish()
+        self.shadow.finish(self.program.entry.instructions[-1])
         if self.wgmma is not None:
             self.wgmma.finish(self.program.entry.instructions[-1])
 
@@ -211,7 +216,10 @@ class Batch:
 
     def _step(self, place: NDArray[np.int32]) -> bool:
         """Some lanes execute a block; False when all have ended."""
-        ready = (place < _ENDED) & (self.barriers.waiting < 0)
+        ready = (place < _ENDED) & (self.barriers.waiting < 0) & ~self.cluster_barrier.waiting
+        if self.threads.cluster_size > 1:
+            ctas = (place >= _ENDED).reshape(-1, self.threads.size)
+            self.cluster_memory.ended[:] = ctas.all(axis=1)
         if not ready.any():
             alive = place < _ENDED
             if not alive.any():
@@ -220,6 +228,7 @@ class Batch:
             instruction = self.program.blocks[stuck].terminator.instruction
             assert instruction is not None
             self.barriers.release_stuck(alive, instruction)
+            self.cluster_barrier.release_stuck(instruction)
             return True
         if self.random is not None:
             ready = self._some_warps(ready)
@@ -232,10 +241,9 @@ class Batch:
 
     def _is_together(self, place: NDArray[np.int32]) -> bool:
         here = place[0]
-        nobody_waits = self.barriers.waiting[0] < 0
-        return bool(nobody_waits and here < _ENDED and (place == here).all()) and bool(
-            (self.barriers.waiting < 0).all()
-        )
+        if here >= _ENDED or not (place == here).all():
+            return False
+        return not (self.barriers.waiting >= 0).any() and not self.cluster_barrier.waiting.any()
 
     def _some_warps(self, ready: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A random half of the ready lanes: the same warps of each CTA, so that CTAs stay together.
@@ -268,6 +276,13 @@ class Batch:
                 np.flatnonzero(taken), barrier, count, waits, end.instruction
             ):
                 self._reduce(lanes, place)
+        elif end.kind.startswith("cluster") and taken.any():
+            assert end.instruction is not None
+            if end.kind == "cluster wait":
+                self.cluster_barrier.wait(np.flatnonzero(taken), end.instruction)
+            else:
+                ordered = end.kind == "cluster arrive"
+                self.cluster_barrier.arrive(np.flatnonzero(taken), ordered, end.instruction)
         place[place == len(self.functions)] = _ENDED
 
     def _reduce(self, lanes: Lanes, place: NDArray[np.int32]) -> None:

@@ -22,7 +22,12 @@ from tests.ptx.parser import Entry, Instruction, Variable
 
 SPECIAL_REGISTERS = frozenset(
     [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
-    + ["%laneid", "%warpid", "%nwarpid"]
+    + ["%laneid", "%warpid", "%nwarpid", "%cluster_ctarank", "%cluster_nctarank"]
+    + [
+        f"%{name}.{axis}"
+        for name in ("cluster_ctaid", "cluster_nctaid", "clusterid", "nclusterid")
+        for axis in "xyz"
+    ]
     + [f"%lanemask_{relation}" for relation in ("eq", "lt", "le", "gt", "ge")]
 )
 
@@ -32,7 +37,8 @@ class Terminator:
     """How a block ends.
 
     Attributes:
-        kind: "fall", "branch", "exit", "sync", "arrive" or "reduce": a sync that also gives
+        kind: "fall", "branch", "exit", "cluster arrive", "cluster relaxed arrive", "cluster wait",
+            "sync", "arrive" or "reduce": a sync that also gives
             its threads the ``reduction`` ("popc", "and", "or") of ``predicate`` in ``result``.
         guard: Variable of the predicate that lets a lane take it, or "".
         negated: Whether the predicate must be false.
@@ -151,6 +157,10 @@ class _Translator:
             return replace(end, kind="branch", target=block_at[self.entry.labels[operands[0]]])
         if name in ("ret", "exit"):
             return replace(end, kind="exit")
+        if name == "barrier" and instruction.opcode.split(".")[1] == "cluster":
+            action = "wait" if ".wait" in instruction.opcode else "arrive"
+            relaxed = "relaxed " if ".relaxed" in instruction.opcode else ""
+            return replace(end, kind=f"cluster {relaxed}{action}")
         if ".red." in instruction.opcode:
             type_ = _PRED if instruction.opcode.endswith("pred") else _U32
             target = self._put(operands.pop(0), Operand("scalar", type_), "", "")[0]
@@ -301,7 +311,7 @@ class _Translator:
         if base in self.entry.registers or base.startswith("%"):
             register = self.entry.register_type(base)
             wide = register.bits == 64
-            if register.family == "float" or not (wide or space in ("shared", "local")):
+            if register.family == "float" or not (wide or space in ("shared", "cluster", "local")):
                 raise PtxError(f"{base} of .{register.name} is no address of {space} memory")
             value = f"{self._register(base, register)}_u"
         else:
