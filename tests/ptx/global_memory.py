@@ -48,7 +48,8 @@ class DeviceBytes:
 
     def seal(self) -> None:
         """Count the gaps, so that an access is checked by its two ends."""
-        self.gaps = np.concatenate([[0], np.cumsum(~self.valid)])
+        self.gaps = np.zeros(len(self.valid) + 1, np.int32)
+        np.cumsum(~self.valid, out=self.gaps[1:])
 
 
 class GlobalMemory:

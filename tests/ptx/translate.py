@@ -7,7 +7,6 @@ it came from.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from types import CodeType
@@ -15,7 +14,7 @@ from types import CodeType
 import numpy as np
 
 from tests.ptx import instructions as _whitelist  # noqa: F401 - fills the table of forms
-from tests.ptx.dtypes import DTYPES, PtxType
+from tests.ptx.dtypes import PtxType, parse_immediate
 from tests.ptx.findings import PtxError
 from tests.ptx.forms import CONTROL, Form, Operand, form_of
 from tests.ptx.parser import Entry, Instruction, Variable
@@ -336,7 +335,7 @@ class _Translator:
         return key
 
     def _immediate(self, text: str, wanted: PtxType) -> str:
-        value = _immediate_value(text, wanted)
+        value = parse_immediate(text, wanted)
         bits = value.tobytes()[::-1].hex()
         name = f"k_{value.dtype.name}_{bits}"
         self.program.constants[name] = value
@@ -390,28 +389,6 @@ def _elements(text: str) -> list[str]:
 
 def _floats(operands: tuple[Operand, ...]) -> bool:
     return all(operand.type is not None and operand.type.name == "f32" for operand in operands)
-
-
-def _immediate_value(text: str, wanted: PtxType) -> np.generic:
-    if wanted.view == "p":
-        return np.bool_(int(text, 0) != 0)
-    if match := re.match(r"0[fF]([0-9A-Fa-f]{8})$", text):
-        raw, given = bytes.fromhex(match[1])[::-1], 32
-    elif match := re.match(r"0[dD]([0-9A-Fa-f]{16})$", text):
-        raw, given = bytes.fromhex(match[1])[::-1], 64
-    else:
-        try:
-            number = int(text.removesuffix("U"), 0)
-        except ValueError:
-            raise PtxError(f"operand {text} is not known") from None
-        if wanted.view == "f" and wanted.family == "float":
-            raise PtxError(f"{text} is not a floating-point constant")
-        size = wanted.bits // 8
-        raw, given = struct.pack("<Q", number & (2**64 - 1))[:size], wanted.bits
-    if given != wanted.bits:
-        raise PtxError(f"{text} has {given} bits where .{wanted.name} is wanted")
-    dtype = np.dtype(DTYPES[wanted.view][wanted.bits])
-    return np.frombuffer(raw, dtype)[0]
 
 
 _PRED = PtxType("pred", 1, "p", "pred")
