@@ -17,7 +17,7 @@ from mmer.benchmark.problem import Problem, Unavailable, make_problem
 from mmer.benchmark.timing import synchronize
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_TIMEOUT = 300
+_TIMEOUT, _FAREWELL = 300, 10
 _M_MMAP_THRESHOLD = -3
 GROWTH_LENGTHS = (2_048, 4_096, 8_192)
 
@@ -57,6 +57,7 @@ def measure_memory(name: str, case: Case, device: str = "cpu") -> int:
     except EOFError:
         raise Unavailable("its process died, probably for lack of memory") from None
     finally:
+        process.join(_FAREWELL)
         process.kill()
         process.join()
     if isinstance(result, str):

@@ -99,19 +99,18 @@ def _roofline(results: Results) -> Any:
         axis.plot(line, [min(speed, x * memory) / 1e9 for x in line], color="black", linewidth=1)
         axis.text(high, speed / 1e9, f" {name}", fontsize=8, va="center")
     best = [results.best_peer(case) for case in results.cases]
-    for label, marker, color, rows in (
-        ("mmer", "o", _OURS, [row for row in measured if row.kind == OURS]),
-        ("best peer", "x", _BEST_PEER, [row for row in best if row is not None]),
+    for label, color, rows in (
+        ("mmer", _OURS, [row for row in measured if row.kind == OURS]),
+        ("best peer", _BEST_PEER, [row for row in best if row is not None]),
     ):
-        for dtype, filled in (("float32", True), ("bfloat16", False), ("float16", False)):
+        for dtype, marker in (("float32", "o"), ("bfloat16", "x"), ("float16", "+")):
             chosen = [row for row in rows if row.case.dtype == dtype]
             axis.scatter(
                 [row.case.operations / bytes_moved(row.case) for row in chosen],
                 [(row.speed or 0) / 1e9 for row in chosen],
                 marker=marker,
                 s=28,
-                facecolors=color if filled or marker == "x" else "none",
-                edgecolors=None if marker == "x" else color,
+                color=color,
                 label=f"{label}, {dtype}" if chosen else None,
             )
     axis.set(xscale="log", yscale="log")

@@ -46,10 +46,9 @@ def summary_table(results: Results) -> Table:
     table = _table("ours beside the best of each kind of peer")
     for column in ("case", "dtype", "direction"):
         table.add_column(column, no_wrap=True)
-    for column in ("ms", "GF/s", "% f32 peak", "% bf16 peak"):
+    for column in ("ms", "GF/s", "% f32 peak", "% bf16 peak", "x sdpa, eager", "x engines"):
         table.add_column(column, justify="right")
-    for column in ("x sdpa, eager", "x engines", "x best peer"):
-        table.add_column(column)
+    table.add_column("x best peer", no_wrap=True)
     for case in results.cases:
         for row in results.of(case):
             if row.kind != "ours":
@@ -59,12 +58,15 @@ def summary_table(results: Results) -> Table:
 
 
 def details_table(results: Results) -> Table:
-    """Every row that has a time."""
+    """Every row that has a time.
+
+    The error is a share of what the error rule allows, the memory is beyond inputs and results.
+    """
     table = _table("every implementation that passed the gate")
     for column in ("case", "dtype", "direction", "implementation"):
         table.add_column(column, no_wrap=True)
-    for column in ("ms", "quartiles", "rounds", "GF/s", "error", "memory, MiB"):
-        table.add_column(column, justify="right")
+    for column in ("ms", "quartiles", "rounds", "GF/s", "error", "MiB"):
+        table.add_column(column, justify="right", no_wrap=True)
     for case in results.cases:
         measured = [row for row in results.of(case) if row.timing is not None]
         for row in sorted(measured, key=lambda row: -(row.speed or 0)):
@@ -75,7 +77,7 @@ def details_table(results: Results) -> Table:
                 *_case_cells(case),
                 row.implementation,
                 f"{row.timing.median * 1e3:.3g}",
-                f"{first * 1e3:.3g} .. {third * 1e3:.3g}",
+                f"{first * 1e3:.3g}-{third * 1e3:.3g}",
                 str(len(row.timing.seconds)),
                 f"{row.speed / 1e9:.0f}",
                 f"{row.error:.2g}",
@@ -139,20 +141,23 @@ def _case_cells(case: Case) -> tuple[str, str, str]:
 
 def _speed_cells(results: Results, row: Row) -> tuple[str, ...]:
     if row.timing is None or row.speed is None:
-        return ("", row.reason or "", "", "", "", "", "")
-    peers = (
-        results.best(row.case, names=PLAIN_TORCH),
-        results.best(row.case, kinds=(ENGINE,)),
-        results.best_peer(row.case),
-    )
-    ratios = [(results.times_faster(row, peer), peer) for peer in peers]
+        return ("", "", "", "", "", "", row.reason or "")
+    best = results.best_peer(row.case)
+    ratios = [
+        results.times_faster(row, peer)
+        for peer in (
+            results.best(row.case, names=PLAIN_TORCH),
+            results.best(row.case, kinds=(ENGINE,)),
+            best,
+        )
+    ]
     shares = [results.share_of_peak(row, name) for name in ("float32", "bfloat16")]
+    plain, engines, peer = ("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
     return (
         f"{row.timing.median * 1e3:.3g}",
         f"{row.speed / 1e9:.0f}",
         *("" if share is None else f"{share:.0%}" for share in shares),
-        *(
-            "" if ratio is None or peer is None else f"{ratio:.2f} {peer.implementation}"
-            for ratio, peer in ratios
-        ),
+        plain,
+        engines,
+        f"{peer} {best.implementation}" if best else "",
     )
