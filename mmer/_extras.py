@@ -18,7 +18,16 @@ EXTRAS: dict[str, dict[str, str]] = {
         "torchmetrics": "torchmetrics",
     },
     "triton": {"triton": "triton"},
-    "bench": {"pytest-benchmark": "pytest_benchmark"},
+    "bench": {
+        "bidirectional-cross-attention": "bidirectional_cross_attention",
+        "local-attention": "local_attention",
+        "matplotlib": "matplotlib",
+        "onnx": "onnx",
+        "onnxruntime": "onnxruntime",
+        "openvino": "openvino",
+        "pytest-benchmark": "pytest_benchmark",
+        "rich": "rich",
+    },
 }
 
 
