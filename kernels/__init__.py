@@ -41,7 +41,10 @@ _OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
     for module in (bidirectional, shared, chunked)
 }
 _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
-define_reference(*_DEFINITIONS)
+# From the root of the repository, transformers finds this folder when it looks for a package named
+# kernels: as that it loads, and registers nothing.
+if __name__ == "mmer.kernels":
+    define_reference(*_DEFINITIONS)
 
 
 def enter_cpu(unavailable: str | None) -> None:

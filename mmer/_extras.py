@@ -19,6 +19,13 @@ EXTRAS: dict[str, dict[str, str]] = {
     },
     "triton": {"triton": "triton"},
     "bench": {"pytest-benchmark": "pytest_benchmark"},
+    "peers": {
+        "bidirectional-cross-attention": "bidirectional_cross_attention",
+        "kornia": "kornia",
+        "local-attention": "local_attention",
+        "transformers": "transformers",
+    },
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 
 
