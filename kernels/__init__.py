@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from . import bidirectional, chunked, cpu, shared
 from .backends import (
     Explanation,
@@ -20,6 +22,7 @@ from .chunked import (
     chunked_attention,
     chunked_attention_step,
 )
+from .decompositions import decompose
 from .registration import OperatorDefinition
 from .shared import shared_cross_attention
 
@@ -31,6 +34,7 @@ __all__ = [
     "chunk_summaries",
     "chunked_attention",
     "chunked_attention_step",
+    "decompositions",
     "explain",
     "machine_reasons",
     "shared_cross_attention",
@@ -54,6 +58,14 @@ def enter_cpu(unavailable: str | None) -> None:
         unavailable: None if the library is loaded, else why it is not.
     """
     cpu.enter(_DEFINITIONS, unavailable)
+
+
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """Return a table for ``torch.export.ExportedProgram.run_decompositions``.
+
+    It replaces the operators of every backend by plain PyTorch, which any exporter knows.
+    """
+    return decompose(_DEFINITIONS)
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class OriginalAttentionWarning(UserWarning):
@@ -84,3 +84,13 @@ def unknown_arguments(fused: type[FusedModule]) -> str | None:
 def too_wide(head_dim: int) -> str | None:
     """Return a reason if the operators do not take heads of this width."""
     return f"its heads are {head_dim} wide, 256 is the most" if head_dim > 256 else None
+
+
+def values_can_be_read(x: Tensor) -> bool:
+    """Return whether Python may look at the values of a tensor, at the price of waiting for them.
+
+    Not while a program is traced, nor while a CUDA graph is captured.
+    """
+    if torch.compiler.is_compiling() or x.is_meta:
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())

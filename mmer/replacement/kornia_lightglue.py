@@ -11,7 +11,7 @@ from torch import Tensor
 from mmer.kernels import shared_cross_attention
 from mmer.layers.cross_attention import merge_heads, split_heads
 
-from .fused import FusedModule, too_wide
+from .fused import FusedModule, too_wide, values_can_be_read
 
 
 class FusedCrossBlock(FusedModule, CrossBlock):
@@ -85,7 +85,7 @@ class FusedTransformerLayer(FusedModule, TransformerLayer):
 
 def separate(mask: Tensor, batch: int) -> tuple[Tensor, Tensor] | None:
     """Return the mask of each image that a mask of pairs is made of, or None if it is not."""
-    if torch.compiler.is_compiling():
+    if not values_can_be_read(mask):
         return None
     # A mask without heads, as kornia makes it, broadcasts as it should for one pair of images only.
     if mask.dim() == 3 and (batch == 1 or mask.shape[0] == 1):

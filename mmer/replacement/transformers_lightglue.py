@@ -11,7 +11,7 @@ from transformers.models.lightglue.modeling_lightglue import LightGlueAttention
 from mmer.kernels import bidirectional_cross_attention, shared_cross_attention
 from mmer.layers.cross_attention import merge_heads, split_heads
 
-from .fused import FusedModule, too_wide
+from .fused import FusedModule, too_wide, values_can_be_read
 
 
 class FusedLightGlueAttention(FusedModule, LightGlueAttention):
@@ -99,9 +99,9 @@ class FusedLightGlueAttention(FusedModule, LightGlueAttention):
         return self.o_proj(merge_heads(both)), None
 
     def _queries_are_keys(self) -> bool:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return False
         query, key = self.q_proj, self.k_proj
+        if torch.is_grad_enabled() or not values_can_be_read(query.weight):
+            return False
         return torch.equal(query.weight, key.weight) and (
             query.bias is None or torch.equal(query.bias, key.bias)
         )
@@ -115,7 +115,7 @@ def real_keys(mask: Tensor | None) -> Tensor | None:
     if keys.dtype == torch.bool:
         return keys
     real = keys == 0
-    if not torch.compiler.is_compiling():
+    if values_can_be_read(keys):
         least = torch.finfo(keys.dtype).min
         if not torch.equal(real | (keys <= least), torch.ones_like(real)):
             return None
