@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from ._extras import install_command
 from .kernels import decompositions
+from .training.files import replace_file
 
 
 def export_onnx(
@@ -66,10 +66,5 @@ def export_onnx(
     program = program.run_decompositions(decompositions())
     onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
     assert onnx_program is not None
-    target = Path(path)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    try:
-        onnx_program.save(unfinished)
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replace_file(path) as temporary:
+        onnx_program.save(temporary)
