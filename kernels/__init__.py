@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import bidirectional, chunked, cpu, shared
+from . import bidirectional, chunked, cpu, shared, triton_backend
 from .backends import (
     Explanation,
     available_backends,
@@ -42,6 +42,7 @@ _OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
 }
 _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
 define_reference(*_DEFINITIONS)
+triton_backend.enter(_DEFINITIONS)
 
 
 def enter_cpu(unavailable: str | None) -> None:

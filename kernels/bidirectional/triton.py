@@ -15,6 +15,7 @@ from ..triton_backend.launch import (
     matrix,
     new_gradient,
     padded_dim,
+    present,
     readable,
     reduce_to,
 )
@@ -72,12 +73,24 @@ def plan_backward(
     deltas, first = plan_delta(outputs, (grad_a, grad_b), lses, contiguous, (steps_a, steps_b))
     inputs = (q_a, k_a, v_a, q_b, k_b, v_b)
     gradients = [new_gradient(x, batch) for x in inputs]
-    side_a = BackwardSide(
-        *map(matrix, (q_a, k_a, v_a, grad_a, *gradients[:3])), lses[0], deltas[0], steps_a
-    )
-    side_b = BackwardSide(
-        *map(matrix, (q_b, k_b, v_b, grad_b, *gradients[3:])), lses[1], deltas[1], steps_b
-    )
+    sides = [
+        BackwardSide(
+            query=matrix(query),
+            key=matrix(key),
+            value=matrix(value),
+            grad_out=matrix(grad_out),
+            grad_query=matrix(grad_query),
+            grad_key=matrix(grad_key),
+            grad_value=matrix(grad_value),
+            lse=lse,
+            delta=delta,
+            steps=side,
+        )
+        for (query, key, value), grad_out, (grad_query, grad_key, grad_value), lse, delta, side in (
+            (inputs[:3], grad_a, gradients[:3], lses[0], deltas[0], steps_a),
+            (inputs[3:], grad_b, gradients[3:], lses[1], deltas[1], steps_b),
+        )
+    ]
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
     row = pick(BACKWARD, max(block_dim, block_value_dim), q_a.dtype, target)
     blocks_a, blocks_b = blocks(time_a, row.block), blocks(time_b, row.block)
@@ -85,8 +98,8 @@ def plan_backward(
     if options.decay is not None:
         gap_sums = lses[0].new_empty(batch, heads, blocks_a + blocks_b)
     arguments: dict[str, Any] = {
-        "a": side_a,
-        "b": side_b,
+        "a": sides[0],
+        "b": sides[1],
         "scoring": pair_scoring(options, signed=True),
         "scale": options.scale,
         "gap_sums": gap_sums,
@@ -109,7 +122,13 @@ def plan_backward(
     }
     programs = batch * heads * 2 * (blocks_a + blocks_b)
     second = Launch(
-        "bidirectional_backward", bidirectional_backward, programs, arguments, constants, row
+        "bidirectional_backward",
+        bidirectional_backward,
+        programs,
+        arguments,
+        constants,
+        row,
+        present(*gradients, gap_sums),
     )
 
     def finish(*buffers: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -15,6 +15,7 @@ from ..triton_backend.launch import (
     describe_scoring,
     matrix,
     padded_dim,
+    present,
     readable,
     steps,
 )
@@ -59,26 +60,25 @@ def _describe_chunking(options: ChunkOptions, time: int) -> Chunking:
 
 
 def _describe_summaries(
-    options: ChunkOptions, time: int, gradients: tuple[Tensor, Tensor] | None
-) -> tuple[Summaries | None, tuple[Tensor, ...]]:
+    options: ChunkOptions, time: int, gradients: tuple[Tensor, ...]
+) -> Summaries | None:
     key, value = options.summary_k, options.summary_v
     if key is None or value is None or key.shape[2] == 0:
-        return None, ()
+        return None
     key, value = readable(key), readable(value)
     count = token_counts(options.mask, time, options.chunk_size, key.device)
     bias = count.clamp(min=1).float().log2()
     mask = None if options.mask is None else count > 0
-    described = Summaries(
+    return Summaries(
         matrix(key),
         matrix(value),
-        None if gradients is None else matrix(gradients[0]),
-        None if gradients is None else matrix(gradients[1]),
+        matrix(gradients[0]) if gradients else None,
+        matrix(gradients[1]) if gradients else None,
         steps(mask, None),
         bias,
         0 if bias.shape[0] == 1 else bias.stride(0),
         key.shape[2],
     )
-    return described, (key, value)
 
 
 def _constants(q: Tensor, v: Tensor, options: ChunkOptions, row: Configuration) -> dict[str, Any]:
@@ -94,9 +94,7 @@ def _constants(q: Tensor, v: Tensor, options: ChunkOptions, row: Configuration) 
     }
 
 
-def plan_forward(
-    q: Tensor, k: Tensor, v: Tensor, options: ChunkOptions, target: Target
-) -> Plan:
+def plan_forward(q: Tensor, k: Tensor, v: Tensor, options: ChunkOptions, target: Target) -> Plan:
     """Plan the forward: one launch, a block of queries a program."""
     q, k, v = map(readable, (q, k, v))
     batch, heads, time, dim = q.shape
@@ -111,7 +109,7 @@ def plan_forward(
         "out": matrix(out),
         "lse": lse,
         "steps": steps(options.mask, None),
-        "summaries": _describe_summaries(options, time, None)[0],
+        "summaries": _describe_summaries(options, time, ()),
         "chunking": _describe_chunking(options, time),
         "scoring": describe_scoring(options, decay=None, max_gap=0.0, signed=False),
         "heads": heads,
@@ -124,7 +122,9 @@ def plan_forward(
         "PRECISION": target.precision,
     }
     programs = batch * heads * count
-    launch = Launch("chunked_forward", chunked_forward, programs, arguments, constants, row)
+    launch = Launch(
+        "chunked_forward", chunked_forward, programs, arguments, constants, row, (out, lse)
+    )
     return Plan((out, lse), [launch])
 
 
@@ -151,7 +151,7 @@ def plan_backward(
             torch.empty_like(x, memory_format=torch.contiguous_format)
             for x in (options.summary_k, options.summary_v)
         ]
-    summaries, _ = _describe_summaries(options, time, tuple(grad_summaries))
+    summaries = _describe_summaries(options, time, present(*grad_summaries))
     row = pick(BACKWARD, padded_dim(dim, v.shape[3]), q.dtype, target)
     count = blocks(time, row.block)
     summary_blocks = 0 if summaries is None else blocks(summaries.chunks, SUMMARY_TILE)
@@ -159,9 +159,7 @@ def plan_backward(
         "q": matrix(q),
         "k": matrix(k),
         "v": matrix(v),
-        "gradients": ChunkedGradients(
-            matrix(grad_out), lses[0], delta, *map(matrix, gradients)
-        ),
+        "gradients": ChunkedGradients(matrix(grad_out), lses[0], delta, *map(matrix, gradients)),
         "steps": side,
         "summaries": summaries,
         "chunking": _describe_chunking(options, time),
@@ -174,5 +172,8 @@ def plan_backward(
     }
     constants = {**_constants(q, v, options, row), "PRECISION": target.precision}
     programs = batch * heads * (summary_blocks + 2 * count)
-    second = Launch("chunked_backward", chunked_backward, programs, arguments, constants, row)
+    written = present(*gradients, *grad_summaries)
+    second = Launch(
+        "chunked_backward", chunked_backward, programs, arguments, constants, row, written
+    )
     return Plan((*gradients, *grad_summaries), [first, second])

@@ -36,8 +36,9 @@ class Chunking(NamedTuple):
 
 
 class Summaries(NamedTuple):
-    """Means of chunks: matrices, ``steps`` masks those of no real token, ``bias`` a pointer
-    (batch or 1, chunks) to the logarithms to base 2 of the numbers of real tokens.
+    """Means of chunks; ``steps`` masks those of no real token.
+
+    ``bias`` (batch or 1, chunks) holds the base 2 logarithms of the numbers of real tokens.
     """
 
     key: Any
@@ -127,7 +128,13 @@ def chunked_forward(
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM)
     query = load_tile(
-        select_head(q, batch, head), q.stride_time, start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(q, batch, head),
+        q.stride_time,
+        start,
+        real,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
         True,
     )
     if NEGATIVE:
@@ -138,29 +145,84 @@ def chunked_forward(
         tl.full([BLOCK], LOWEST, tl.float32),
         tl.zeros([BLOCK], tl.float32),
         tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-        query, queries, real, None, select_head(k, batch, head), k.stride_time,
-        select_head(v, batch, head), v.stride_time, steps, None, batch, head, row, time, span,
-        scoring, 0, HEAD_DIM, VALUE_DIM, BLOCK, TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, False,
-        False, PRECISION,
+        query,
+        queries,
+        real,
+        None,
+        select_head(k, batch, head),
+        k.stride_time,
+        select_head(v, batch, head),
+        v.stride_time,
+        steps,
+        None,
+        batch,
+        head,
+        row,
+        time,
+        span,
+        scoring,
+        0,
+        HEAD_DIM,
+        VALUE_DIM,
+        BLOCK,
+        TILE,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        False,
+        False,
+        PRECISION,
     )
     if summaries is not None:
         first, last = summary_window(queries, chunking)
         span = window_span(
-            first, last, queries < time, summaries.chunks, summaries.steps.mask is not None,
+            first,
+            last,
+            queries < time,
+            summaries.chunks,
+            summaries.steps.mask is not None,
             SUMMARY_TILE,
         )
         bias = summaries.bias + tl.cast(batch, tl.int64) * summaries.bias_stride
         row_max, row_sum, acc = attend(
-            row_max, row_sum, acc, query, queries, real, None,
-            select_head(summaries.key, batch, head), summaries.key.stride_time,
-            select_head(summaries.value, batch, head), summaries.value.stride_time,
-            summaries.steps, bias, batch, head, row, summaries.chunks, span, scoring, 1, HEAD_DIM,
-            VALUE_DIM, BLOCK, SUMMARY_TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, False, False,
+            row_max,
+            row_sum,
+            acc,
+            query,
+            queries,
+            real,
+            None,
+            select_head(summaries.key, batch, head),
+            summaries.key.stride_time,
+            select_head(summaries.value, batch, head),
+            summaries.value.stride_time,
+            summaries.steps,
+            bias,
+            batch,
+            head,
+            row,
+            summaries.chunks,
+            span,
+            scoring,
+            1,
+            HEAD_DIM,
+            VALUE_DIM,
+            BLOCK,
+            SUMMARY_TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            False,
+            False,
             PRECISION,
         )
     acc, row_lse = finish_rows(row_max, row_sum, acc, real, scoring)
     store_tile(
-        select_head(out, batch, head), out.stride_time, start, time, acc, VALUE_DIM, BLOCK,
+        select_head(out, batch, head),
+        out.stride_time,
+        start,
+        time,
+        acc,
+        VALUE_DIM,
+        BLOCK,
         BLOCK_VALUE_DIM,
     )
     store_row_values(lse, row, start, time, row_lse, BLOCK)
@@ -211,22 +273,73 @@ def chunked_backward(
     row = tl.program_id(0) // per_row
     if task >= summary_blocks + blocks:
         _token_block(
-            q, k, v, gradients, steps, chunking, scoring, scale, heads, time,
-            (task - summary_blocks - blocks) * BLOCK, row, HEAD_DIM, VALUE_DIM, BLOCK, TILE,
-            BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, CAUSAL, PRECISION,
+            q,
+            k,
+            v,
+            gradients,
+            steps,
+            chunking,
+            scoring,
+            scale,
+            heads,
+            time,
+            (task - summary_blocks - blocks) * BLOCK,
+            row,
+            HEAD_DIM,
+            VALUE_DIM,
+            BLOCK,
+            TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            CAUSAL,
+            PRECISION,
         )
     elif task >= summary_blocks:
         _query_block(
-            q, k, v, gradients, steps, summaries, chunking, scoring, scale, heads, time,
-            (task - summary_blocks) * BLOCK, row, HEAD_DIM, VALUE_DIM, BLOCK, TILE, SUMMARY_TILE,
-            BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, CAUSAL, PRECISION,
+            q,
+            k,
+            v,
+            gradients,
+            steps,
+            summaries,
+            chunking,
+            scoring,
+            scale,
+            heads,
+            time,
+            (task - summary_blocks) * BLOCK,
+            row,
+            HEAD_DIM,
+            VALUE_DIM,
+            BLOCK,
+            TILE,
+            SUMMARY_TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            CAUSAL,
+            PRECISION,
         )
     else:
         if summaries is not None:
             _summary_block(
-                q, gradients, steps, summaries, chunking, scoring, scale, heads, time,
-                task * SUMMARY_TILE, row, HEAD_DIM, VALUE_DIM, SUMMARY_TILE, TILE, BLOCK_HEAD_DIM,
-                BLOCK_VALUE_DIM, PRECISION,
+                q,
+                gradients,
+                steps,
+                summaries,
+                chunking,
+                scoring,
+                scale,
+                heads,
+                time,
+                task * SUMMARY_TILE,
+                row,
+                HEAD_DIM,
+                VALUE_DIM,
+                SUMMARY_TILE,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                PRECISION,
             )
 
 
@@ -262,42 +375,114 @@ def _query_block(
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
     query = load_tile(
-        select_head(q, batch, head), q.stride_time, start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(q, batch, head),
+        q.stride_time,
+        start,
+        real,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
         True,
     )
     grad_out = load_tile(
-        select_head(gradients.grad_out, batch, head), gradients.grad_out.stride_time, start, real,
-        VALUE_DIM, BLOCK, BLOCK_VALUE_DIM, True,
+        select_head(gradients.grad_out, batch, head),
+        gradients.grad_out.stride_time,
+        start,
+        real,
+        VALUE_DIM,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
     )
     lse_log2 = load_lse_log2(gradients.lse, row, start, time, BLOCK)
     delta = load_row_values(gradients.delta, row, start, time, BLOCK)
     first, last = token_window(queries, chunking, time, CAUSAL)
     span = window_span(first, last, queries < time, time, steps.mask is not None, TILE)
     grad_query, unused = query_gradient(
-        tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32), tl.zeros([BLOCK], tl.float32), query,
-        queries, real, None, grad_out, lse_log2, delta, select_head(k, batch, head), k.stride_time,
-        select_head(v, batch, head), v.stride_time, steps, None, batch, head, row, time, span,
-        scoring, 0, HEAD_DIM, VALUE_DIM, BLOCK, TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, False,
+        tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+        query,
+        queries,
+        real,
+        None,
+        grad_out,
+        lse_log2,
+        delta,
+        select_head(k, batch, head),
+        k.stride_time,
+        select_head(v, batch, head),
+        v.stride_time,
+        steps,
+        None,
+        batch,
+        head,
+        row,
+        time,
+        span,
+        scoring,
+        0,
+        HEAD_DIM,
+        VALUE_DIM,
+        BLOCK,
+        TILE,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        False,
         PRECISION,
     )
     if summaries is not None:
         first, last = summary_window(queries, chunking)
         span = window_span(
-            first, last, queries < time, summaries.chunks, summaries.steps.mask is not None,
+            first,
+            last,
+            queries < time,
+            summaries.chunks,
+            summaries.steps.mask is not None,
             SUMMARY_TILE,
         )
         bias = summaries.bias + tl.cast(batch, tl.int64) * summaries.bias_stride
         grad_query, unused = query_gradient(
-            grad_query, unused, query, queries, real, None, grad_out, lse_log2, delta,
-            select_head(summaries.key, batch, head), summaries.key.stride_time,
-            select_head(summaries.value, batch, head), summaries.value.stride_time,
-            summaries.steps, bias, batch, head, row, summaries.chunks, span, scoring, 1, HEAD_DIM,
-            VALUE_DIM, BLOCK, SUMMARY_TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, False, PRECISION,
+            grad_query,
+            unused,
+            query,
+            queries,
+            real,
+            None,
+            grad_out,
+            lse_log2,
+            delta,
+            select_head(summaries.key, batch, head),
+            summaries.key.stride_time,
+            select_head(summaries.value, batch, head),
+            summaries.value.stride_time,
+            summaries.steps,
+            bias,
+            batch,
+            head,
+            row,
+            summaries.chunks,
+            span,
+            scoring,
+            1,
+            HEAD_DIM,
+            VALUE_DIM,
+            BLOCK,
+            SUMMARY_TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            False,
+            PRECISION,
         )
     grad_query = tl.where(real[:, None], grad_query * scale, 0.0)
     store_tile(
-        select_head(gradients.grad_query, batch, head), gradients.grad_query.stride_time, start,
-        time, grad_query, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(gradients.grad_query, batch, head),
+        gradients.grad_query.stride_time,
+        start,
+        time,
+        grad_query,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
     )
 
 
@@ -331,11 +516,23 @@ def _token_block(
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
     key = load_tile(
-        select_head(k, batch, head), k.stride_time, start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(k, batch, head),
+        k.stride_time,
+        start,
+        real,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
         True,
     )
     value = load_tile(
-        select_head(v, batch, head), v.stride_time, start, real, VALUE_DIM, BLOCK, BLOCK_VALUE_DIM,
+        select_head(v, batch, head),
+        v.stride_time,
+        start,
+        real,
+        VALUE_DIM,
+        BLOCK,
+        BLOCK_VALUE_DIM,
         True,
     )
     first, last = token_audience(keys, chunking, time, CAUSAL)
@@ -343,20 +540,56 @@ def _token_block(
     grad_key, grad_value = key_value_gradient(
         tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
         tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-        key, value, start, real, None, None, select_head(q, batch, head), q.stride_time,
-        select_head(gradients.grad_out, batch, head), gradients.grad_out.stride_time,
-        gradients.lse, gradients.delta, steps, batch, head, row, time, span, scoring, 0, HEAD_DIM,
-        VALUE_DIM, BLOCK, TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, False, PRECISION,
+        key,
+        value,
+        start,
+        real,
+        None,
+        None,
+        select_head(q, batch, head),
+        q.stride_time,
+        select_head(gradients.grad_out, batch, head),
+        gradients.grad_out.stride_time,
+        gradients.lse,
+        gradients.delta,
+        steps,
+        batch,
+        head,
+        row,
+        time,
+        span,
+        scoring,
+        0,
+        HEAD_DIM,
+        VALUE_DIM,
+        BLOCK,
+        TILE,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        False,
+        PRECISION,
     )
     grad_key = tl.where(real[:, None], grad_key * scale, 0.0)
     grad_value = tl.where(real[:, None], grad_value, 0.0)
     store_tile(
-        select_head(gradients.grad_key, batch, head), gradients.grad_key.stride_time, start, time,
-        grad_key, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(gradients.grad_key, batch, head),
+        gradients.grad_key.stride_time,
+        start,
+        time,
+        grad_key,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
     )
     store_tile(
-        select_head(gradients.grad_value, batch, head), gradients.grad_value.stride_time, start,
-        time, grad_value, VALUE_DIM, BLOCK, BLOCK_VALUE_DIM,
+        select_head(gradients.grad_value, batch, head),
+        gradients.grad_value.stride_time,
+        start,
+        time,
+        grad_value,
+        VALUE_DIM,
+        BLOCK,
+        BLOCK_VALUE_DIM,
     )
 
 
@@ -388,12 +621,24 @@ def _summary_block(
     real = load_real(summaries.steps, batch, start, summaries.chunks, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
     key = load_tile(
-        select_head(summaries.key, batch, head), summaries.key.stride_time, start, real, HEAD_DIM,
-        BLOCK, BLOCK_HEAD_DIM, True,
+        select_head(summaries.key, batch, head),
+        summaries.key.stride_time,
+        start,
+        real,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
+        True,
     )
     value = load_tile(
-        select_head(summaries.value, batch, head), summaries.value.stride_time, start, real,
-        VALUE_DIM, BLOCK, BLOCK_VALUE_DIM, True,
+        select_head(summaries.value, batch, head),
+        summaries.value.stride_time,
+        start,
+        real,
+        VALUE_DIM,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
     )
     pointer = summaries.bias + tl.cast(batch, tl.int64) * summaries.bias_stride
     bias = tl.load(pointer + chunks_of, mask=real, other=0.0)
@@ -404,18 +649,54 @@ def _summary_block(
     grad_key, grad_value = key_value_gradient(
         tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
         tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-        key, value, start, real, None, bias, select_head(q, batch, head), q.stride_time,
-        select_head(gradients.grad_out, batch, head), gradients.grad_out.stride_time,
-        gradients.lse, gradients.delta, steps, batch, head, row, time, span, scoring, 1, HEAD_DIM,
-        VALUE_DIM, BLOCK, TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, False, PRECISION,
+        key,
+        value,
+        start,
+        real,
+        None,
+        bias,
+        select_head(q, batch, head),
+        q.stride_time,
+        select_head(gradients.grad_out, batch, head),
+        gradients.grad_out.stride_time,
+        gradients.lse,
+        gradients.delta,
+        steps,
+        batch,
+        head,
+        row,
+        time,
+        span,
+        scoring,
+        1,
+        HEAD_DIM,
+        VALUE_DIM,
+        BLOCK,
+        TILE,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        False,
+        PRECISION,
     )
     grad_key = tl.where(real[:, None], grad_key * scale, 0.0)
     grad_value = tl.where(real[:, None], grad_value, 0.0)
     store_tile(
-        select_head(summaries.grad_key, batch, head), summaries.grad_key.stride_time, start,
-        summaries.chunks, grad_key, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(summaries.grad_key, batch, head),
+        summaries.grad_key.stride_time,
+        start,
+        summaries.chunks,
+        grad_key,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
     )
     store_tile(
-        select_head(summaries.grad_value, batch, head), summaries.grad_value.stride_time, start,
-        summaries.chunks, grad_value, VALUE_DIM, BLOCK, BLOCK_VALUE_DIM,
+        select_head(summaries.grad_value, batch, head),
+        summaries.grad_value.stride_time,
+        start,
+        summaries.chunks,
+        grad_value,
+        VALUE_DIM,
+        BLOCK,
+        BLOCK_VALUE_DIM,
     )

@@ -16,16 +16,17 @@ from ..triton_backend.launch import (
     matrix,
     new_gradient,
     padded_dim,
+    present,
     readable,
     reduce_to,
 )
-from ..triton_backend.pair_forward import ForwardSide
 from ..triton_backend.pairs import (
     common_batch,
+    decay_gradient,
     describe_sides,
+    forward_side,
     limited,
     new_outputs,
-    decay_gradient,
     pair_scoring,
     plan_delta,
     plan_pair_forward,
@@ -89,8 +90,8 @@ def _plan_once(
     batch, heads, dim = common_batch(qk_a, qk_b), qk_a.shape[1], qk_a.shape[3]
     out_a, out_b, lse_a, lse_b = new_outputs(batch, qk_a, qk_b, v_a, v_b)
     steps_a, steps_b = describe_sides(options)
-    side_a = ForwardSide(*map(matrix, (qk_a, qk_a, v_a, out_a)), lse_a, steps_a)
-    side_b = ForwardSide(*map(matrix, (qk_b, qk_b, v_b, out_b)), lse_b, steps_b)
+    side_a = forward_side(qk_a, qk_a, v_a, out_a, lse_a, steps_a)
+    side_b = forward_side(qk_b, qk_b, v_b, out_b, lse_b, steps_b)
     time_a, time_b = qk_a.shape[2], qk_b.shape[2]
     streams_a = time_a >= time_b
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
@@ -119,10 +120,17 @@ def _plan_once(
         "EXACT": qk_a.dtype == torch.float16 or steps_a.times is not None,
         "PRECISION": target.precision,
     }
+    outputs = (out_a, out_b, lse_a, lse_b)
     launch = Launch(
-        "shared_once_forward", shared_once_forward, batch * heads, arguments, constants, row
+        "shared_once_forward",
+        shared_once_forward,
+        batch * heads,
+        arguments,
+        constants,
+        row,
+        outputs,
     )
-    return Plan((out_a, out_b, lse_a, lse_b), [launch])
+    return Plan(outputs, [launch])
 
 
 def plan_backward(
@@ -156,20 +164,30 @@ def plan_backward(
         deltas = [*made]
         launches.append(launch)
     side_a = BackwardSide(
-        *map(matrix, (qk_a, v_a, out_a, grad_a, grad_qk_a, grad_v_a)),
-        lses[0],
-        grad_lse_a,
-        deltas[0],
-        steps_a,
+        key=matrix(qk_a),
+        value=matrix(v_a),
+        out=matrix(out_a),
+        grad_out=matrix(grad_a),
+        grad_key=matrix(grad_qk_a),
+        grad_value=matrix(grad_v_a),
+        lse=lses[0],
+        grad_lse=grad_lse_a,
+        delta=deltas[0],
+        steps=steps_a,
     )
     side_b = BackwardSide(
-        *map(matrix, (qk_b, v_b, out_b, grad_b, grad_qk_b, grad_v_b)),
-        lses[1],
-        grad_lse_b,
-        deltas[1],
-        steps_b,
+        key=matrix(qk_b),
+        value=matrix(v_b),
+        out=matrix(out_b),
+        grad_out=matrix(grad_b),
+        grad_key=matrix(grad_qk_b),
+        grad_value=matrix(grad_v_b),
+        lse=lses[1],
+        grad_lse=grad_lse_b,
+        delta=deltas[1],
+        steps=steps_b,
     )
-    timed = options.decay is not None
+    has_decay = options.decay is not None
     arguments: dict[str, Any] = {
         "scoring": pair_scoring(options, signed=True),
         "scale": options.scale,
@@ -185,7 +203,7 @@ def plan_backward(
     if once:
         row = pick(ONCE_BACKWARD, widest, qk_a.dtype, target)
         streams_a = time_a >= time_b
-        gap_sums = lses[0].new_empty(batch, heads) if timed else None
+        gap_sums = lses[0].new_empty(batch, heads) if has_decay else None
         sides = (side_a, side_b) if streams_a else (side_b, side_a)
         value_dims = (v_a.shape[3], v_b.shape[3])
         arguments |= {
@@ -211,12 +229,13 @@ def plan_backward(
                 arguments,
                 constants,
                 row,
+                present(*gradients, gap_sums),
             )
         )
     else:
         row = pick(SPLIT_BACKWARD, widest, qk_a.dtype, target)
         blocks_a, blocks_b = blocks(time_a, row.block), blocks(time_b, row.block)
-        gap_sums = lses[0].new_empty(batch, heads, blocks_a) if timed else None
+        gap_sums = lses[0].new_empty(batch, heads, blocks_a) if has_decay else None
         arguments |= {
             "a": side_a,
             "b": side_b,
@@ -240,6 +259,7 @@ def plan_backward(
                 arguments,
                 constants,
                 row,
+                present(*gradients, gap_sums),
             )
         )
 

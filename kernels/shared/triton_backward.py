@@ -32,7 +32,7 @@ from ..triton_backend.tiles import (
 
 
 class BackwardSide(NamedTuple):
-    """One side: matrices, and pointers (batch * heads, time) of float32; ``out`` only for S once."""
+    """One side: matrices, and pointers (batch * heads, time); ``out`` is for S once alone."""
 
     key: Any
     value: Any
@@ -109,22 +109,73 @@ def shared_split_backward(
             start = (block - blocks_a) * BLOCK
             stream = 1
         _split_block(
-            x, y, scoring, scale, gap_sum, heads, time_x, time_y, start, row, stream, HEAD_DIM,
-            VALUE_DIM_A, VALUE_DIM_A, BLOCK, TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, LIMITED,
+            x,
+            y,
+            scoring,
+            scale,
+            gap_sum,
+            heads,
+            time_x,
+            time_y,
+            start,
+            row,
+            stream,
+            HEAD_DIM,
+            VALUE_DIM_A,
+            VALUE_DIM_A,
+            BLOCK,
+            TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            LIMITED,
             PRECISION,
         )
     else:
         if block < blocks_a:
             _split_block(
-                a, b, scoring, scale, gap_sum, heads, time_a, time_b, block * BLOCK, row, 0,
-                HEAD_DIM, VALUE_DIM_A, VALUE_DIM_B, BLOCK, TILE, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM,
-                LIMITED, PRECISION,
+                a,
+                b,
+                scoring,
+                scale,
+                gap_sum,
+                heads,
+                time_a,
+                time_b,
+                block * BLOCK,
+                row,
+                0,
+                HEAD_DIM,
+                VALUE_DIM_A,
+                VALUE_DIM_B,
+                BLOCK,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
             )
         else:
             _split_block(
-                b, a, scoring, scale, gap_sum, heads, time_b, time_a, (block - blocks_a) * BLOCK,
-                row, 1, HEAD_DIM, VALUE_DIM_B, VALUE_DIM_A, BLOCK, TILE, BLOCK_HEAD_DIM,
-                BLOCK_VALUE_DIM, LIMITED, PRECISION,
+                b,
+                a,
+                scoring,
+                scale,
+                gap_sum,
+                heads,
+                time_b,
+                time_a,
+                (block - blocks_a) * BLOCK,
+                row,
+                1,
+                HEAD_DIM,
+                VALUE_DIM_B,
+                VALUE_DIM_A,
+                BLOCK,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
             )
 
 
@@ -160,16 +211,34 @@ def _split_block(
     x_real = load_real(x.steps, batch, start_x, time_x, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM), then (BLOCK, BLOCK_VALUE_DIM)
     x_key = load_tile(
-        select_head(x.key, batch, head), x.key.stride_time, start_x, x_real, HEAD_DIM, BLOCK,
-        BLOCK_HEAD_DIM, True,
+        select_head(x.key, batch, head),
+        x.key.stride_time,
+        start_x,
+        x_real,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
+        True,
     )
     x_value = load_tile(
-        select_head(x.value, batch, head), x.value.stride_time, start_x, x_real, VALUE_DIM_X,
-        BLOCK, BLOCK_VALUE_DIM, True,
+        select_head(x.value, batch, head),
+        x.value.stride_time,
+        start_x,
+        x_real,
+        VALUE_DIM_X,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
     )
     x_grad = load_tile(
-        select_head(x.grad_out, batch, head), x.grad_out.stride_time, start_x, x_real, VALUE_DIM_Y,
-        BLOCK, BLOCK_VALUE_DIM, True,
+        select_head(x.grad_out, batch, head),
+        x.grad_out.stride_time,
+        start_x,
+        x_real,
+        VALUE_DIM_Y,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
     )
     x_lse = load_lse_log2(x.lse, row, start_x, time_x, BLOCK)
     x_delta = load_row_values(x.delta, row, start_x, time_x, BLOCK)
@@ -199,16 +268,34 @@ def _split_block(
             if reached:
                 # (TILE, BLOCK_HEAD_DIM), then (TILE, BLOCK_VALUE_DIM)
                 y_key = load_tile(
-                    y_key_pointer, y.key.stride_time, start, y_real, HEAD_DIM, TILE,
-                    BLOCK_HEAD_DIM, EDGE,
+                    y_key_pointer,
+                    y.key.stride_time,
+                    start,
+                    y_real,
+                    HEAD_DIM,
+                    TILE,
+                    BLOCK_HEAD_DIM,
+                    EDGE,
                 )
                 y_value = load_tile(
-                    y_value_pointer, y.value.stride_time, start, y_real, VALUE_DIM_Y, TILE,
-                    BLOCK_VALUE_DIM, EDGE,
+                    y_value_pointer,
+                    y.value.stride_time,
+                    start,
+                    y_real,
+                    VALUE_DIM_Y,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
                 )
                 y_grad = load_tile(
-                    y_grad_pointer, y.grad_out.stride_time, start, y_real, VALUE_DIM_X, TILE,
-                    BLOCK_VALUE_DIM, EDGE,
+                    y_grad_pointer,
+                    y.grad_out.stride_time,
+                    start,
+                    y_real,
+                    VALUE_DIM_X,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
                 )
                 y_lse = load_lse_log2(y.lse, row, start, time_y, TILE)
                 y_delta = load_row_values(y.delta, row, start, time_y, TILE)
@@ -251,14 +338,26 @@ def _split_block(
     grad_key = tl.where(x_real[:, None], grad_key * scale, 0.0)
     grad_value = tl.where(x_real[:, None], grad_value, 0.0)
     store_tile(
-        select_head(x.grad_key, batch, head), x.grad_key.stride_time, start_x, time_x, grad_key,
-        HEAD_DIM, BLOCK, BLOCK_HEAD_DIM,
+        select_head(x.grad_key, batch, head),
+        x.grad_key.stride_time,
+        start_x,
+        time_x,
+        grad_key,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
     )
     store_tile(
-        select_head(x.grad_value, batch, head), x.grad_value.stride_time, start_x, time_x,
-        grad_value, VALUE_DIM_X, BLOCK, BLOCK_VALUE_DIM,
+        select_head(x.grad_value, batch, head),
+        x.grad_value.stride_time,
+        start_x,
+        time_x,
+        grad_value,
+        VALUE_DIM_X,
+        BLOCK,
+        BLOCK_VALUE_DIM,
     )
-    if gap_sum is not None:
+    if gap_sum is not None:  # noqa: SIM102 - known when compiling, what follows is not
         # Every pair is seen from A: B has nothing to add.
         if stream == 0:
             tl.store(gap_sum, tl.sum(tl.where(x_real, gaps, 0.0), 0))
@@ -296,16 +395,34 @@ def shared_once_backward(
     y_real = load_real(y.steps, batch, 0, time_y, BLOCK_Y)
     # (BLOCK_Y, BLOCK_HEAD_DIM), then (BLOCK_Y, BLOCK_VALUE_DIM)
     y_key = load_tile(
-        select_head(y.key, batch, head), y.key.stride_time, 0, y_real, HEAD_DIM, BLOCK_Y,
-        BLOCK_HEAD_DIM, True,
+        select_head(y.key, batch, head),
+        y.key.stride_time,
+        0,
+        y_real,
+        HEAD_DIM,
+        BLOCK_Y,
+        BLOCK_HEAD_DIM,
+        True,
     )
     y_value = load_tile(
-        select_head(y.value, batch, head), y.value.stride_time, 0, y_real, VALUE_DIM_Y, BLOCK_Y,
-        BLOCK_VALUE_DIM, True,
+        select_head(y.value, batch, head),
+        y.value.stride_time,
+        0,
+        y_real,
+        VALUE_DIM_Y,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        True,
     )
     y_grad = load_tile(
-        select_head(y.grad_out, batch, head), y.grad_out.stride_time, 0, y_real, VALUE_DIM_X,
-        BLOCK_Y, BLOCK_VALUE_DIM, True,
+        select_head(y.grad_out, batch, head),
+        y.grad_out.stride_time,
+        0,
+        y_real,
+        VALUE_DIM_X,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        True,
     )
     y_lse = load_lse_log2(y.lse, row, 0, time_y, BLOCK_Y)
     if TIMED:
@@ -324,22 +441,49 @@ def shared_once_backward(
         x_real = load_real(x.steps, batch, start, time_x, BLOCK_X)
         # (BLOCK_X, BLOCK_HEAD_DIM), then (BLOCK_X, BLOCK_VALUE_DIM)
         x_key = load_tile(
-            select_head(x.key, batch, head), x.key.stride_time, start, x_real, HEAD_DIM, BLOCK_X,
-            BLOCK_HEAD_DIM, True,
+            select_head(x.key, batch, head),
+            x.key.stride_time,
+            start,
+            x_real,
+            HEAD_DIM,
+            BLOCK_X,
+            BLOCK_HEAD_DIM,
+            True,
         )
         x_value = load_tile(
-            select_head(x.value, batch, head), x.value.stride_time, start, x_real, VALUE_DIM_X,
-            BLOCK_X, BLOCK_VALUE_DIM, True,
+            select_head(x.value, batch, head),
+            x.value.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_X,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+            True,
         )
         x_grad = load_tile(
-            select_head(x.grad_out, batch, head), x.grad_out.stride_time, start, x_real,
-            VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM, True,
+            select_head(x.grad_out, batch, head),
+            x.grad_out.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_Y,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+            True,
         )
         x_lse = load_lse_log2(x.lse, row, start, time_x, BLOCK_X)
         if LIMITED:
             x_grad = tl.where((x_lse < float("inf"))[:, None], x_grad, 0.0)
         x_delta = row_delta(
-            x, batch, head, row, start, x_real, time_x, x_grad, VALUE_DIM_Y, BLOCK_X,
+            x,
+            batch,
+            head,
+            row,
+            start,
+            x_real,
+            time_x,
+            x_grad,
+            VALUE_DIM_Y,
+            BLOCK_X,
             BLOCK_VALUE_DIM,
         )
         # (BLOCK_Y, BLOCK_X): the resident side on the rows of the products
@@ -368,9 +512,7 @@ def shared_once_backward(
         grad_y_value = tl.dot(
             kept_x.to(x_grad.dtype), x_grad, grad_y_value, input_precision=PRECISION
         )
-        grad_x_value = tl.dot(
-            tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION
-        )
+        grad_x_value = tl.dot(tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION)
         grad_scores = x_weights * (grad_x_weights - x_delta[None, :])
         grad_scores += y_weights * (grad_y_weights - y_delta[:, None])
         if TIMED and gap_sums is not None:
@@ -382,22 +524,46 @@ def shared_once_backward(
             grad_x_key = tl.where(x_real[:, None], grad_x_key, 0.0)
             grad_x_value = tl.where(x_real[:, None], grad_x_value, 0.0)
         store_tile(
-            select_head(x.grad_key, batch, head), x.grad_key.stride_time, start, time_x,
-            grad_x_key, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM,
+            select_head(x.grad_key, batch, head),
+            x.grad_key.stride_time,
+            start,
+            time_x,
+            grad_x_key,
+            HEAD_DIM,
+            BLOCK_X,
+            BLOCK_HEAD_DIM,
         )
         store_tile(
-            select_head(x.grad_value, batch, head), x.grad_value.stride_time, start, time_x,
-            grad_x_value, VALUE_DIM_X, BLOCK_X, BLOCK_VALUE_DIM,
+            select_head(x.grad_value, batch, head),
+            x.grad_value.stride_time,
+            start,
+            time_x,
+            grad_x_value,
+            VALUE_DIM_X,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
         )
     grad_y_key = tl.where(y_real[:, None], grad_y_key * scale, 0.0)
     grad_y_value = tl.where(y_real[:, None], grad_y_value, 0.0)
     store_tile(
-        select_head(y.grad_key, batch, head), y.grad_key.stride_time, 0, time_y, grad_y_key,
-        HEAD_DIM, BLOCK_Y, BLOCK_HEAD_DIM,
+        select_head(y.grad_key, batch, head),
+        y.grad_key.stride_time,
+        0,
+        time_y,
+        grad_y_key,
+        HEAD_DIM,
+        BLOCK_Y,
+        BLOCK_HEAD_DIM,
     )
     store_tile(
-        select_head(y.grad_value, batch, head), y.grad_value.stride_time, 0, time_y, grad_y_value,
-        VALUE_DIM_Y, BLOCK_Y, BLOCK_VALUE_DIM,
+        select_head(y.grad_value, batch, head),
+        y.grad_value.stride_time,
+        0,
+        time_y,
+        grad_y_value,
+        VALUE_DIM_Y,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
     )
     if gap_sums is not None:
         tl.store(gap_sums + row, tl.sum(gaps, 0))

@@ -49,43 +49,116 @@ def shared_once_forward(
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One head a program. Sides are ``ForwardSide``, their ``query`` is what both are compared by."""
+    """One head a program; the ``query`` of a side is what it is compared by."""
     row = tl.program_id(0)
     batch = row // heads
     head = row % heads
     y_real = load_real(y.steps, batch, 0, time_y, BLOCK_Y)
     # (BLOCK_Y, BLOCK_HEAD_DIM) and (BLOCK_Y, BLOCK_VALUE_DIM)
     y_key = load_tile(
-        select_head(y.query, batch, head), y.query.stride_time, 0, y_real, HEAD_DIM, BLOCK_Y,
-        BLOCK_HEAD_DIM, True,
+        select_head(y.query, batch, head),
+        y.query.stride_time,
+        0,
+        y_real,
+        HEAD_DIM,
+        BLOCK_Y,
+        BLOCK_HEAD_DIM,
+        True,
     )
     if NEGATIVE:
         y_key = -y_key
     y_value = load_tile(
-        select_head(y.value, batch, head), y.value.stride_time, 0, y_real, VALUE_DIM_Y, BLOCK_Y,
-        BLOCK_VALUE_DIM, True,
+        select_head(y.value, batch, head),
+        y.value.stride_time,
+        0,
+        y_real,
+        VALUE_DIM_Y,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        True,
     )
     if EXACT:
         column_max, column_sum, acc = _exact(
-            x, y, y_key, y_value, y_real, scoring, batch, head, row, time_x, time_y, stream_x,
-            stream_y, HEAD_DIM, VALUE_DIM_X, VALUE_DIM_Y, BLOCK_X, BLOCK_Y, BLOCK_HEAD_DIM,
-            BLOCK_VALUE_DIM, LIMITED, PRECISION,
+            x,
+            y,
+            y_key,
+            y_value,
+            y_real,
+            scoring,
+            batch,
+            head,
+            row,
+            time_x,
+            time_y,
+            stream_x,
+            stream_y,
+            HEAD_DIM,
+            VALUE_DIM_X,
+            VALUE_DIM_Y,
+            BLOCK_X,
+            BLOCK_Y,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            LIMITED,
+            PRECISION,
         )
     else:
         column_max, column_sum, acc, safe = _one_exponential(
-            x, y_key, y_value, y_real, scoring, batch, head, row, time_x, time_y, stream_x,
-            stream_y, HEAD_DIM, VALUE_DIM_X, VALUE_DIM_Y, BLOCK_X, BLOCK_Y, BLOCK_HEAD_DIM,
-            BLOCK_VALUE_DIM, PRECISION,
+            x,
+            y_key,
+            y_value,
+            y_real,
+            scoring,
+            batch,
+            head,
+            row,
+            time_x,
+            time_y,
+            stream_x,
+            stream_y,
+            HEAD_DIM,
+            VALUE_DIM_X,
+            VALUE_DIM_Y,
+            BLOCK_X,
+            BLOCK_Y,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            PRECISION,
         )
         if not safe:
             column_max, column_sum, acc = _exact(
-                x, y, y_key, y_value, y_real, scoring, batch, head, row, time_x, time_y, stream_x,
-                stream_y, HEAD_DIM, VALUE_DIM_X, VALUE_DIM_Y, BLOCK_X, BLOCK_Y, BLOCK_HEAD_DIM,
-                BLOCK_VALUE_DIM, LIMITED, PRECISION,
+                x,
+                y,
+                y_key,
+                y_value,
+                y_real,
+                scoring,
+                batch,
+                head,
+                row,
+                time_x,
+                time_y,
+                stream_x,
+                stream_y,
+                HEAD_DIM,
+                VALUE_DIM_X,
+                VALUE_DIM_Y,
+                BLOCK_X,
+                BLOCK_Y,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
             )
     out, lse = finish_rows(column_max, column_sum, acc, y_real, scoring)
     store_tile(
-        select_head(y.out, batch, head), y.out.stride_time, 0, time_y, out, VALUE_DIM_X, BLOCK_Y,
+        select_head(y.out, batch, head),
+        y.out.stride_time,
+        0,
+        time_y,
+        out,
+        VALUE_DIM_X,
+        BLOCK_Y,
         BLOCK_VALUE_DIM,
     )
     store_row_values(y.lse, row, 0, time_y, lse, BLOCK_Y)
@@ -139,7 +212,13 @@ def _one_exponential(
                 x_key, x.query.stride_time, start, x_real, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM, EDGE
             )
             value = load_tile(
-                x_value, x.value.stride_time, start, x_real, VALUE_DIM_X, BLOCK_X, BLOCK_VALUE_DIM,
+                x_value,
+                x.value.stride_time,
+                start,
+                x_real,
+                VALUE_DIM_X,
+                BLOCK_X,
+                BLOCK_VALUE_DIM,
                 EDGE,
             )
             scores = tl.dot(key, tl.trans(y_key), input_precision=PRECISION)
@@ -162,9 +241,7 @@ def _one_exponential(
                 x_weights = tl.where(x_keep, weights, 0.0)
                 y_weights = tl.where(tl.trans(y_keep), weights, 0.0)
             out = tl.dot(x_weights.to(y_value.dtype), y_value, input_precision=PRECISION)
-            acc = tl.dot(
-                tl.trans(y_weights.to(value.dtype)), value, acc, input_precision=PRECISION
-            )
+            acc = tl.dot(tl.trans(y_weights.to(value.dtype)), value, acc, input_precision=PRECISION)
             row_reference = tl.zeros([BLOCK_X], tl.float32) + reference
             out, lse = finish_rows(row_reference, row_sum, out, x_real, scoring)
             store_tile(
@@ -172,9 +249,7 @@ def _one_exponential(
             )
             store_row_values(x.lse, row, start, time_x, lse, BLOCK_X)
     if MASKED:
-        _store_padding(
-            x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM
-        )
+        _store_padding(x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM)
     column_sum = tl.sum(weight_sum, 0)
     least_column = tl.min(tl.where(y_real, column_sum, float("inf")), 0)
     lowest = tl.minimum(tl.min(least, 0), least_column)
@@ -268,9 +343,7 @@ def _exact(
         )
         store_row_values(x.lse, row, start, time_x, lse, BLOCK_X)
     if MASKED:
-        _store_padding(
-            x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM
-        )
+        _store_padding(x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM)
     return column_max, column_sum, acc
 
 

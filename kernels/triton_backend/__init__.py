@@ -5,12 +5,13 @@ backward, where one program can hold the shorter side (``kernels/shared/triton.p
 direction computes its own in one launch, as bidirectional cross-attention always does. Every
 backward computes the scores again from the saved log-sum-exps.
 
-Under ``TRITON_INTERPRET=1``, set before Triton is imported, the same kernels run on the CPU, slowly:
-for tests in float32 and float16.
+Under ``TRITON_INTERPRET=1``, set before Triton is imported, the same kernels run on the CPU:
+slowly, in float32 and float16, for tests.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Sequence

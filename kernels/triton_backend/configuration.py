@@ -60,4 +60,6 @@ def pick(
     for row in table:
         if dim <= row.dim and bits == row.bits and target.capability >= row.capability:
             return row
-    raise LookupError(f"no configuration for dimension {dim}, {dtype}, capability {target.capability}")
+    raise LookupError(
+        f"no configuration for dimension {dim}, {dtype}, capability {target.capability}"
+    )

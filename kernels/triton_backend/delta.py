@@ -1,4 +1,4 @@
-"""What the backward of a softmax subtracts from the gradient of its weights, once for each query."""
+"""What the backward of a softmax subtracts from its weights' gradient, for each query."""
 
 from __future__ import annotations
 
@@ -37,10 +37,19 @@ def row_delta(
 ):
     """rowsum(out * grad_out) - grad_lse, (BLOCK,); 0 for a row that sees no key."""
     out = load_tile(
-        select_head(side.out, batch, head), side.out.stride_time, start, real, DIM, BLOCK,
-        BLOCK_DIM, True,
+        select_head(side.out, batch, head),
+        side.out.stride_time,
+        start,
+        real,
+        DIM,
+        BLOCK,
+        BLOCK_DIM,
+        True,
     )
-    delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1)
+    product = out.to(tl.float32) * grad_out.to(tl.float32)
+    # The selection keeps the product out of a fused multiply-add with a neighbour's: lanes that
+    # hold the same sum would round it differently, and which of them is stored is not defined.
+    delta = tl.sum(tl.where(real[:, None], product, 0.0), 1)
     if side.grad_lse is not None:
         delta -= load_row_values(side.grad_lse, row, start, time, BLOCK)
     rows = start + tl.arange(0, BLOCK)
@@ -92,10 +101,14 @@ def _delta_block(
     head = row % heads
     real = load_real(side.steps, batch, start, time, BLOCK)
     grad_out = load_tile(
-        select_head(side.grad_out, batch, head), side.grad_out.stride_time, start, real, DIM,
-        BLOCK, BLOCK_DIM, True,
+        select_head(side.grad_out, batch, head),
+        side.grad_out.stride_time,
+        start,
+        real,
+        DIM,
+        BLOCK,
+        BLOCK_DIM,
+        True,
     )
-    delta = row_delta(
-        side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM
-    )
+    delta = row_delta(side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM)
     store_row_values(side.delta, row, start, time, delta, BLOCK)

@@ -168,7 +168,13 @@ def attend(
                     scores = tl.where(visible, scores, float("-inf"))
                 # (BLOCK_KEYS, BLOCK_VALUE_DIM)
                 v = load_tile(
-                    value, value_stride, start, key_real, VALUE_DIM, BLOCK_KEYS, BLOCK_VALUE_DIM,
+                    value,
+                    value_stride,
+                    start,
+                    key_real,
+                    VALUE_DIM,
+                    BLOCK_KEYS,
+                    BLOCK_VALUE_DIM,
                     EDGE,
                 )
                 if LAZY:
@@ -251,7 +257,13 @@ def query_gradient(
                     key, key_stride, start, key_real, HEAD_DIM, BLOCK_KEYS, BLOCK_HEAD_DIM, EDGE
                 )
                 v = load_tile(
-                    value, value_stride, start, key_real, VALUE_DIM, BLOCK_KEYS, BLOCK_VALUE_DIM,
+                    value,
+                    value_stride,
+                    start,
+                    key_real,
+                    VALUE_DIM,
+                    BLOCK_KEYS,
+                    BLOCK_VALUE_DIM,
                     EDGE,
                 )
                 scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
@@ -342,12 +354,24 @@ def key_value_gradient(
             if reached:
                 # (BLOCK_QUERIES, BLOCK_HEAD_DIM) and (BLOCK_QUERIES, BLOCK_VALUE_DIM)
                 q = load_tile(
-                    query, query_stride, start, query_real, HEAD_DIM, BLOCK_QUERIES,
-                    BLOCK_HEAD_DIM, EDGE,
+                    query,
+                    query_stride,
+                    start,
+                    query_real,
+                    HEAD_DIM,
+                    BLOCK_QUERIES,
+                    BLOCK_HEAD_DIM,
+                    EDGE,
                 )
                 grad = load_tile(
-                    grad_out, grad_out_stride, start, query_real, VALUE_DIM, BLOCK_QUERIES,
-                    BLOCK_VALUE_DIM, EDGE,
+                    grad_out,
+                    grad_out_stride,
+                    start,
+                    query_real,
+                    VALUE_DIM,
+                    BLOCK_QUERIES,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
                 )
                 lse_log2 = load_lse_log2(lse, row, start, query_time, BLOCK_QUERIES)
                 correction = load_row_values(delta, row, start, query_time, BLOCK_QUERIES)
@@ -378,7 +402,9 @@ def key_value_gradient(
                     )
                     kept = tl.where(keep, weights * scoring.keep_scale, 0.0)
                     grad_weights = tl.where(keep, grad_weights * scoring.keep_scale, 0.0)
-                grad_value = tl.dot(kept.to(grad.dtype), grad, grad_value, input_precision=PRECISION)
+                grad_value = tl.dot(
+                    kept.to(grad.dtype), grad, grad_value, input_precision=PRECISION
+                )
                 grad_scores = weights * (grad_weights - correction[None, :])
                 grad_key = tl.dot(grad_scores.to(q.dtype), q, grad_key, input_precision=PRECISION)
     return grad_key, grad_value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,6 +15,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from ..philox import keep_scale, keep_threshold
 from .configuration import Configuration
+from .target import Target
 from .tiles import Matrix, Scoring, Steps
 
 LOG2_E = 1.4426950408889634
@@ -31,6 +32,7 @@ class Launch:
         arguments: tensors, tuples of them and numbers by parameter name.
         constants: compile-time parameters by name.
         configuration: the row of the table it runs with.
+        outputs: those of the tensors that the kernel writes, all of each.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Launch:
     arguments: Mapping[str, Any]
     constants: Mapping[str, Any]
     configuration: Configuration
+    outputs: tuple[Tensor, ...]
 
     @property
     def options(self) -> dict[str, int]:
@@ -51,16 +54,35 @@ class Launch:
             grid = (self.programs,)
             self.kernel[grid](**self.arguments, **self.constants, **self.options)
 
-    def compile(self, target: GPUTarget) -> Any:
+    def compile(self, target: Target) -> Compiled:
         """Compile for a GPU that need not be here, specialised as a launch there would be."""
-        backend = make_backend(target)
+        gpu = GPUTarget("cuda", target.capability, 32)
+        backend = make_backend(gpu)
         bind = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
         bound, specialization, options = bind(**self.arguments, **self.constants, **self.options)
         options, signature, constants, attributes = self.kernel._pack_args(
             backend, options, bound, specialization, options
         )
         source = ASTSource(self.kernel, signature, constants, attributes)
-        return triton.compile(source, target=target, options=options.__dict__)
+        compiled = triton.compile(source, target=gpu, options=options.__dict__)
+        return Compiled(compiled, list(_leaves(tuple(bound.values()), (), constants)))
+
+
+class Compiled(NamedTuple):
+    """A kernel compiled for a GPU, and the values of the parameters that are no constants."""
+
+    kernel: Any
+    values: list[Any]
+
+
+def _leaves(value: Any, path: tuple[int, ...], constants: Mapping[Any, Any]) -> Iterator[Any]:
+    if path in constants:
+        return
+    if isinstance(value, tuple):
+        for number, part in enumerate(value):
+            yield from _leaves(part, (*path, number), constants)
+    else:
+        yield value
 
 
 @dataclass
@@ -85,6 +107,11 @@ class Plan:
         return self.results if self.finish is None else self.finish(*self.results)
 
 
+def present(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Return those that are there."""
+    return tuple(x for x in tensors if x is not None)
+
+
 def readable(x: Tensor) -> Tensor:
     """Return ``x`` with a contiguous last dimension."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
@@ -93,8 +120,7 @@ def readable(x: Tensor) -> Tensor:
 def matrix(x: Tensor) -> Matrix:
     """Describe (batch, heads, time, dim); a batch of 1 is broadcast."""
     strides = [
-        0 if size == 1 else stride
-        for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
+        0 if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
     ]
     return Matrix(x, *strides)
 

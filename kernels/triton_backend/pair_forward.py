@@ -60,7 +60,7 @@ def pair_forward(
     LAZY: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out = dropout(softmax(scale * query key^T - decay * gap)) value, for both sides."""
+    """Out = dropout(softmax(scale * query key^T - decay * gap)) value, for both sides."""
     block = tl.program_id(0) % (blocks_a + blocks_b)
     row = tl.program_id(0) // (blocks_a + blocks_b)
     # One body, inlined once, for both directions where their values are equally wide.
@@ -82,22 +82,70 @@ def pair_forward(
             start = (block - blocks_a) * BLOCK_QUERIES
             stream = 1
         _attend_block(
-            x, y, scoring, heads, time_x, time_y, start, row, stream, HEAD_DIM, VALUE_DIM_A,
-            BLOCK_QUERIES, BLOCK_KEYS, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, NEGATIVE, LIMITED, LAZY,
+            x,
+            y,
+            scoring,
+            heads,
+            time_x,
+            time_y,
+            start,
+            row,
+            stream,
+            HEAD_DIM,
+            VALUE_DIM_A,
+            BLOCK_QUERIES,
+            BLOCK_KEYS,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            NEGATIVE,
+            LIMITED,
+            LAZY,
             PRECISION,
         )
     else:
         if block < blocks_a:
             _attend_block(
-                a, b, scoring, heads, time_a, time_b, block * BLOCK_QUERIES, row, 0, HEAD_DIM,
-                VALUE_DIM_B, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, NEGATIVE,
-                LIMITED, LAZY, PRECISION,
+                a,
+                b,
+                scoring,
+                heads,
+                time_a,
+                time_b,
+                block * BLOCK_QUERIES,
+                row,
+                0,
+                HEAD_DIM,
+                VALUE_DIM_B,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                NEGATIVE,
+                LIMITED,
+                LAZY,
+                PRECISION,
             )
         else:
             _attend_block(
-                b, a, scoring, heads, time_b, time_a, (block - blocks_a) * BLOCK_QUERIES, row, 1,
-                HEAD_DIM, VALUE_DIM_A, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM,
-                NEGATIVE, LIMITED, LAZY, PRECISION,
+                b,
+                a,
+                scoring,
+                heads,
+                time_b,
+                time_a,
+                (block - blocks_a) * BLOCK_QUERIES,
+                row,
+                1,
+                HEAD_DIM,
+                VALUE_DIM_A,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                NEGATIVE,
+                LIMITED,
+                LAZY,
+                PRECISION,
             )
 
 
@@ -146,8 +194,14 @@ def _attend_block(
         query_times = load_times(x.steps, batch, start, query_real, BLOCK_QUERIES)
     # (BLOCK_QUERIES, BLOCK_HEAD_DIM)
     query = load_tile(
-        select_head(x.query, batch, head), x.query.stride_time, start, query_real, HEAD_DIM,
-        BLOCK_QUERIES, BLOCK_HEAD_DIM, True,
+        select_head(x.query, batch, head),
+        x.query.stride_time,
+        start,
+        query_real,
+        HEAD_DIM,
+        BLOCK_QUERIES,
+        BLOCK_HEAD_DIM,
+        True,
     )
     if NEGATIVE:
         query = -query
@@ -158,26 +212,79 @@ def _attend_block(
     row_sum = tl.zeros([BLOCK_QUERIES], tl.float32)
     acc = tl.zeros([BLOCK_QUERIES, BLOCK_VALUE_DIM], tl.float32)
     row_max, row_sum, acc = attend(
-        row_max, row_sum, acc, query, queries, query_real, query_times, key, y.key.stride_time,
-        value, y.value.stride_time, y.steps, None, batch, head, row, time_y, span, scoring, stream,
-        HEAD_DIM, VALUE_DIM, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM, LIMITED,
-        LAZY, PRECISION,
+        row_max,
+        row_sum,
+        acc,
+        query,
+        queries,
+        query_real,
+        query_times,
+        key,
+        y.key.stride_time,
+        value,
+        y.value.stride_time,
+        y.steps,
+        None,
+        batch,
+        head,
+        row,
+        time_y,
+        span,
+        scoring,
+        stream,
+        HEAD_DIM,
+        VALUE_DIM,
+        BLOCK_QUERIES,
+        BLOCK_KEYS,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        LIMITED,
+        LAZY,
+        PRECISION,
     )
-    if LAZY:
+    if LAZY:  # noqa: SIM102 - known when compiling, what follows is not
         # Scores rose far above the first tile's: once more, with a running maximum.
         if not (tl.max(row_sum, 0) < 1.2676506e30):
             row_max, row_sum, acc = attend(
                 tl.full([BLOCK_QUERIES], LOWEST, tl.float32),
                 tl.zeros([BLOCK_QUERIES], tl.float32),
                 tl.zeros([BLOCK_QUERIES, BLOCK_VALUE_DIM], tl.float32),
-                query, queries, query_real, query_times, key, y.key.stride_time, value,
-                y.value.stride_time, y.steps, None, batch, head, row, time_y, span, scoring, stream,
-                HEAD_DIM, VALUE_DIM, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_HEAD_DIM, BLOCK_VALUE_DIM,
-                LIMITED, False, PRECISION,
+                query,
+                queries,
+                query_real,
+                query_times,
+                key,
+                y.key.stride_time,
+                value,
+                y.value.stride_time,
+                y.steps,
+                None,
+                batch,
+                head,
+                row,
+                time_y,
+                span,
+                scoring,
+                stream,
+                HEAD_DIM,
+                VALUE_DIM,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                False,
+                PRECISION,
             )
     acc, lse = finish_rows(row_max, row_sum, acc, query_real, scoring)
     store_tile(
-        select_head(x.out, batch, head), x.out.stride_time, start, time_x, acc, VALUE_DIM,
-        BLOCK_QUERIES, BLOCK_VALUE_DIM,
+        select_head(x.out, batch, head),
+        x.out.stride_time,
+        start,
+        time_x,
+        acc,
+        VALUE_DIM,
+        BLOCK_QUERIES,
+        BLOCK_VALUE_DIM,
     )
     store_row_values(x.lse, row, start, time_x, lse, BLOCK_QUERIES)

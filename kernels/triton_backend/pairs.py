@@ -23,8 +23,8 @@ from .launch import (
     steps,
 )
 from .pair_forward import ForwardSide, pair_forward
-from .tiles import Scoring, Steps
 from .target import Target
+from .tiles import Scoring, Steps
 
 # Role split, forward. The resident queries have 64 rows for 4 warps: 16 rows a warp is what the
 # tensor cores take, and 8 warps would compute every product twice.
@@ -38,6 +38,13 @@ FORWARD: tuple[Configuration, ...] = (
 )
 # Reads and adds up; any tile does.
 DELTA = Configuration(dim=256, bits=16, block=32, tile=32, warps=4, stages=1)
+
+
+def forward_side(
+    query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, steps: Steps
+) -> ForwardSide:
+    """Describe one side to a forward kernel."""
+    return ForwardSide(matrix(query), matrix(key), matrix(value), matrix(out), lse, steps)
 
 
 def common_batch(a: Tensor, b: Tensor) -> int:
@@ -106,8 +113,8 @@ def plan_pair_forward(
     blocks_a, blocks_b = blocks(time_a, row.block), blocks(time_b, row.block)
     timed = steps_a.times is not None
     arguments: dict[str, Any] = {
-        "a": ForwardSide(*map(matrix, (query_a, key_a, value_a, out_a)), lse_a, steps_a),
-        "b": ForwardSide(*map(matrix, (query_b, key_b, value_b, out_b)), lse_b, steps_b),
+        "a": forward_side(query_a, key_a, value_a, out_a, lse_a, steps_a),
+        "b": forward_side(query_b, key_b, value_b, out_b, lse_b, steps_b),
         "scoring": pair_scoring(options, signed=False),
         "heads": heads,
         "time_a": time_a,
@@ -130,8 +137,9 @@ def plan_pair_forward(
         "PRECISION": target.precision,
     }
     programs = batch * heads * (blocks_a + blocks_b)
-    launch = Launch("pair_forward", pair_forward, programs, arguments, constants, row)
-    return Plan((out_a, out_b, lse_a, lse_b), [launch])
+    outputs = (out_a, out_b, lse_a, lse_b)
+    launch = Launch("pair_forward", pair_forward, programs, arguments, constants, row, outputs)
+    return Plan(outputs, [launch])
 
 
 def plan_delta(
@@ -168,4 +176,5 @@ def plan_delta(
         "BLOCK_DIM": padded_dim(outputs[0].shape[3], outputs[-1].shape[3]),
     }
     programs = batch * heads * sum(counts)
-    return deltas, Launch("pair_delta", pair_delta, programs, arguments, constants, DELTA)
+    launch = Launch("pair_delta", pair_delta, programs, arguments, constants, DELTA, tuple(deltas))
+    return deltas, launch

@@ -200,8 +200,9 @@ def out_of_reach(times_x, real_x, times_y, real_y, max_gap):
 
 
 @triton.jit
-def keep_mask(scoring, row, queries, first_key, stream, BLOCK_QUERIES: tl.constexpr,
-              BLOCK_KEYS: tl.constexpr):
+def keep_mask(
+    scoring, row, queries, first_key, stream, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr
+):
     """Which weights dropout keeps, (BLOCK_QUERIES, BLOCK_KEYS); ``kernels/philox.py`` bit for bit.
 
     One call of Philox gives the words of four neighbouring keys; ``first_key`` is a multiple of 4.
@@ -221,7 +222,7 @@ def keep_mask(scoring, row, queries, first_key, stream, BLOCK_QUERIES: tl.conste
 
 @triton.jit
 def load_lse_log2(pointer, row, start, time, BLOCK: tl.constexpr):
-    """Log-sum-exp to base 2, (BLOCK,); +inf where a query sees no key, so that its weights are 0."""
+    """Log-sum-exp to base 2, (BLOCK,); +inf where no key is seen, so that all weights are 0."""
     rows = start + tl.arange(0, BLOCK)
     first = pointer + tl.cast(row, tl.int64) * time
     lse = tl.load(first + rows, mask=rows < time, other=float("-inf"))
