@@ -13,7 +13,7 @@ from ..triton_backend.launch import (
     Plan,
     blocks,
     matrix,
-    new_gradient,
+    new_gradients,
     padded_dim,
     present,
     readable,
@@ -32,11 +32,12 @@ from .triton_backward import BackwardSide, bidirectional_backward
 
 BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2),
-    Configuration(dim=128, bits=16, block=64, tile=32, warps=4, stages=1),
-    Configuration(dim=256, bits=16, block=32, tile=16, warps=4, stages=1),
-    Configuration(dim=64, bits=32, block=32, tile=32, warps=4, stages=1),
-    Configuration(dim=128, bits=32, block=32, tile=16, warps=4, stages=1),
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=4, stages=1),
+    Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
+    Configuration(dim=256, bits=16, block=32, tile=32, warps=8, stages=1),
+    # float32 is three products a product: small tiles, and many warps to share them.
+    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1),
+    Configuration(dim=128, bits=32, block=32, tile=16, warps=8, stages=1),
+    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
 )
 
 
@@ -72,7 +73,7 @@ def plan_backward(
     contiguous = tuple(None if x is None else x.contiguous() for x in grad_lses)
     deltas, first = plan_delta(outputs, (grad_a, grad_b), lses, contiguous, (steps_a, steps_b))
     inputs = (q_a, k_a, v_a, q_b, k_b, v_b)
-    gradients = [new_gradient(x, batch) for x in inputs]
+    gradients = new_gradients(inputs, batch)
     sides = [
         BackwardSide(
             query=matrix(query),

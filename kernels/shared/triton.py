@@ -14,7 +14,7 @@ from ..triton_backend.launch import (
     Plan,
     blocks,
     matrix,
-    new_gradient,
+    new_gradients,
     padded_dim,
     present,
     readable,
@@ -35,28 +35,30 @@ from ..triton_backend.target import Target
 from .triton_backward import BackwardSide, shared_once_backward, shared_split_backward
 from .triton_forward import shared_once_forward
 
-# S once, forward; ``block`` is the longest side that one program holds.
+# S once, forward. ``block`` is the longest side that a program holds. The tiles of both sides and
+# three products are in registers, and what repairs a failed guard takes its share: 32 rows, but for
+# wgmma, which reads one factor from shared memory.
 ONCE_FORWARD: tuple[Configuration, ...] = (
-    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1),
-    Configuration(dim=128, bits=16, block=64, tile=64, warps=4, stages=1),
-    Configuration(dim=256, bits=16, block=64, tile=32, warps=4, stages=1),
-    Configuration(dim=64, bits=32, block=64, tile=32, warps=4, stages=1),
-)
-
-# S once, backward: three resident tiles and two accumulators of the short side.
-ONCE_BACKWARD: tuple[Configuration, ...] = (
+    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, capability=90, below=100),
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1),
-    Configuration(dim=128, bits=16, block=64, tile=32, warps=4, stages=1),
-    Configuration(dim=256, bits=16, block=64, tile=16, warps=8, stages=1),
-    Configuration(dim=64, bits=32, block=64, tile=16, warps=4, stages=1),
+    Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
 )
+# S once, backward: three resident tiles, seven products, two accumulators of the short side.
+ONCE_BACKWARD: tuple[Configuration, ...] = (
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=90, below=100),
+    Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
+    Configuration(dim=128, bits=16, block=64, tile=16, warps=8, stages=1),
+)
+# Role split, backward: five products, two accumulators, three resident tiles.
 SPLIT_BACKWARD: tuple[Configuration, ...] = (
-    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2),
-    Configuration(dim=128, bits=16, block=64, tile=32, warps=4, stages=1),
-    Configuration(dim=256, bits=16, block=32, tile=16, warps=4, stages=1),
-    Configuration(dim=64, bits=32, block=32, tile=32, warps=4, stages=1),
-    Configuration(dim=128, bits=32, block=32, tile=16, warps=4, stages=1),
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=4, stages=1),
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
+    Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
+    Configuration(dim=128, bits=16, block=32, tile=16, warps=4, stages=1),
+    Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
+    # float32 is three products a product: small tiles, and many warps to share them.
+    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1),
+    Configuration(dim=128, bits=32, block=32, tile=16, warps=8, stages=1),
+    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
 )
 
 
@@ -65,10 +67,11 @@ def computes_scores_once(
 ) -> bool:
     """Whether one program a head, holding the short side, serves both directions.
 
-    It executes half the instructions of two directions, but has one program a head: up to 64 steps
-    always, up to 128 where the heads alone occupy the GPU.
+    It executes half the instructions of two directions, but has one program a head, which must hold
+    the short side in registers: 64 steps, and halves. float32 takes three products for one and does
+    not fit.
     """
-    return 0 < short <= 64 and (dtype != torch.float32 or dim <= 64)
+    return 0 < short <= 64 and dim <= 128 and dtype != torch.float32
 
 
 def plan_forward(
@@ -149,7 +152,7 @@ def plan_backward(
     batch, heads, time_a, _ = out_a.shape
     time_b, dim = qk_b.shape[2], qk_a.shape[3]
     steps_a, steps_b = describe_sides(options)
-    gradients = [new_gradient(x, batch) for x in (qk_a, qk_b, v_a, v_b)]
+    gradients = new_gradients((qk_a, qk_b, v_a, v_b), batch)
     grad_qk_a, grad_qk_b, grad_v_a, grad_v_b = gradients
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
     widest = max(block_dim, block_value_dim)

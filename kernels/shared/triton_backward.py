@@ -266,7 +266,7 @@ def _split_block(
                 if LIMITED:
                     reached = not out_of_reach(x_times, x_real, y_times, y_real, scoring.max_gap)
             if reached:
-                # (TILE, BLOCK_HEAD_DIM), then (TILE, BLOCK_VALUE_DIM)
+                # (TILE, BLOCK_HEAD_DIM)
                 y_key = load_tile(
                     y_key_pointer,
                     y.key.stride_time,
@@ -277,30 +277,8 @@ def _split_block(
                     BLOCK_HEAD_DIM,
                     EDGE,
                 )
-                y_value = load_tile(
-                    y_value_pointer,
-                    y.value.stride_time,
-                    start,
-                    y_real,
-                    VALUE_DIM_Y,
-                    TILE,
-                    BLOCK_VALUE_DIM,
-                    EDGE,
-                )
-                y_grad = load_tile(
-                    y_grad_pointer,
-                    y.grad_out.stride_time,
-                    start,
-                    y_real,
-                    VALUE_DIM_X,
-                    TILE,
-                    BLOCK_VALUE_DIM,
-                    EDGE,
-                )
                 y_lse = load_lse_log2(y.lse, row, start, time_y, TILE)
                 y_delta = load_row_values(y.delta, row, start, time_y, TILE)
-                if LIMITED:
-                    y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
                 # (BLOCK, TILE)
                 scores = tl.dot(x_key, tl.trans(y_key), input_precision=PRECISION)
                 scores = scores * scoring.scale_log2
@@ -314,7 +292,30 @@ def _split_block(
                     scores = tl.where(y_real[None, :], scores, float("-inf"))
                 x_weights = tl.math.exp2(scores - x_lse[:, None])
                 y_weights = tl.math.exp2(scores - y_lse[None, :])
+                # (TILE, BLOCK_VALUE_DIM), each loaded when it is needed: registers are scarce
+                y_value = load_tile(
+                    y_value_pointer,
+                    y.value.stride_time,
+                    start,
+                    y_real,
+                    VALUE_DIM_Y,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
+                )
                 grad_x_weights = tl.dot(x_grad, tl.trans(y_value), input_precision=PRECISION)
+                y_grad = load_tile(
+                    y_grad_pointer,
+                    y.grad_out.stride_time,
+                    start,
+                    y_real,
+                    VALUE_DIM_X,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
+                )
+                if LIMITED:
+                    y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
                 grad_y_weights = tl.dot(x_value, tl.trans(y_grad), input_precision=PRECISION)
                 kept = y_weights
                 if scoring.seed is not None:
@@ -450,16 +451,6 @@ def shared_once_backward(
             BLOCK_HEAD_DIM,
             True,
         )
-        x_value = load_tile(
-            select_head(x.value, batch, head),
-            x.value.stride_time,
-            start,
-            x_real,
-            VALUE_DIM_X,
-            BLOCK_X,
-            BLOCK_VALUE_DIM,
-            True,
-        )
         x_grad = load_tile(
             select_head(x.grad_out, batch, head),
             x.grad_out.stride_time,
@@ -499,6 +490,16 @@ def shared_once_backward(
         x_weights = tl.math.exp2(scores - x_lse[None, :])
         y_weights = tl.math.exp2(scores - y_lse[:, None])
         grad_x_weights = tl.dot(y_value, tl.trans(x_grad), input_precision=PRECISION)
+        x_value = load_tile(
+            select_head(x.value, batch, head),
+            x.value.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_X,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+            True,
+        )
         grad_y_weights = tl.dot(y_grad, tl.trans(x_value), input_precision=PRECISION)
         kept_x = x_weights
         kept_y = y_weights

@@ -26,6 +26,11 @@ from ..triton_backend.tiles import (
     store_tile,
 )
 
+# Sums under the common reference beyond these are not trusted: 2**-90 and 2**100. Within them,
+# products with values and sums of those stay normal numbers.
+SMALLEST = tl.constexpr(8.0779357e-28)
+LARGEST = tl.constexpr(1.2676506e30)
+
 
 @triton.jit(do_not_specialize=["heads", "time_x", "time_y", "stream_x", "stream_y"])
 def shared_once_forward(
@@ -125,6 +130,8 @@ def shared_once_forward(
             BLOCK_VALUE_DIM,
             PRECISION,
         )
+        # Seldom taken, so in small tiles: its registers are everyone's.
+        REPAIR_X: tl.constexpr = 16
         if not safe:
             column_max, column_sum, acc = _exact(
                 x,
@@ -143,7 +150,7 @@ def shared_once_forward(
                 HEAD_DIM,
                 VALUE_DIM_X,
                 VALUE_DIM_Y,
-                BLOCK_X,
+                REPAIR_X,
                 BLOCK_Y,
                 BLOCK_HEAD_DIM,
                 BLOCK_VALUE_DIM,
@@ -194,8 +201,7 @@ def _one_exponential(
     # Summed over the tiles first and over rows at the end: unrounded sums without a shuffle a tile.
     weight_sum = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
     acc = tl.zeros([BLOCK_Y, BLOCK_VALUE_DIM], tl.float32)
-    least = tl.full([BLOCK_X], float("inf"), tl.float32)
-    most = tl.zeros([BLOCK_X], tl.float32)
+    unsafe = tl.zeros([BLOCK_X], tl.int32)
     columns = tl.arange(0, BLOCK_Y)
     x_key = select_head(x.query, batch, head)
     x_value = select_head(x.value, batch, head)
@@ -231,8 +237,8 @@ def _one_exponential(
             weights = tl.math.exp2(scores * scoring.scale_log2 - reference)
             row_sum = tl.sum(weights, 1)
             weight_sum += weights
-            least = tl.minimum(least, tl.where(x_real, row_sum, float("inf")))
-            most = tl.maximum(most, row_sum)
+            in_range = (row_sum > SMALLEST) & (row_sum < LARGEST)
+            unsafe |= (x_real & (in_range == 0)).to(tl.int32)
             x_weights = weights
             y_weights = weights
             if scoring.seed is not None:
@@ -251,14 +257,11 @@ def _one_exponential(
     if MASKED:
         _store_padding(x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM)
     column_sum = tl.sum(weight_sum, 0)
-    least_column = tl.min(tl.where(y_real, column_sum, float("inf")), 0)
-    lowest = tl.minimum(tl.min(least, 0), least_column)
-    highest = tl.maximum(tl.max(most, 0), tl.max(column_sum, 0))
-    # A side without real steps has sums of 0 and needs no second look.
-    nothing = (tl.max(column_sum, 0) == 0) & (tl.max(y_real.to(tl.int32), 0) == 0)
-    nothing = nothing | (span.high <= span.low)
-    # 2**-90 and 2**100: products with values and sums of them stay normal numbers.
-    safe = ((lowest > 8.0779357e-28) & (highest < 1.2676506e30)) | nothing
+    in_range = (column_sum > SMALLEST) & (column_sum < LARGEST)
+    unsafe_columns = (y_real & (in_range == 0)).to(tl.int32)
+    # Where a side has no real step there are no sums, and none is needed.
+    nothing = (span.high <= span.low) | (tl.max(y_real.to(tl.int32), 0) == 0)
+    safe = (tl.max(unsafe, 0) + tl.max(unsafe_columns, 0) == 0) | nothing
     column_reference = tl.zeros([BLOCK_Y], tl.float32) + reference
     return column_reference, column_sum, acc, safe
 

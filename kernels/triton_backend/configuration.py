@@ -27,7 +27,11 @@ class Configuration:
         warps: warps of a program.
         stages: depth of the software pipeline.
         capability: smallest CUDA capability the row is for, 80 for A100.
+        below: the capability that the row is no longer for; 90 alone has wgmma, whose operands lie
+            in shared memory, so that rows for it may have larger tiles.
         registers: largest number of registers a thread may use.
+        spilled: largest number of bytes a thread may spill; 0 wherever a tile was found that keeps
+            everything in registers.
         shared_memory: largest number of bytes of shared memory a program may use.
     """
 
@@ -38,7 +42,9 @@ class Configuration:
     warps: int
     stages: int
     capability: int = 80
+    below: int = 1000
     registers: int = 255
+    spilled: int = 0
     shared_memory: int = 101_376
 
 
@@ -58,7 +64,8 @@ def pick(
     """
     bits = 32 if dtype == torch.float32 else 16
     for row in table:
-        if dim <= row.dim and bits == row.bits and target.capability >= row.capability:
+        fits = dim <= row.dim and bits == row.bits
+        if fits and row.capability <= target.capability < row.below:
             return row
     raise LookupError(
         f"no configuration for dimension {dim}, {dtype}, capability {target.capability}"

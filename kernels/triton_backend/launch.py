@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -112,9 +112,14 @@ def present(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(x for x in tensors if x is not None)
 
 
+# Offsets inside of a tile, at most 128 rows, are 32 bits wide.
+_MAX_STRIDE = 2**23
+
+
 def readable(x: Tensor) -> Tensor:
-    """Return ``x`` with a contiguous last dimension."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    """Return ``x``, copied unless its last dimension is contiguous and its steps are near."""
+    is_contiguous = x.stride(3) == 1 or x.shape[3] == 1
+    return x if is_contiguous and x.stride(2) <= _MAX_STRIDE else x.contiguous()
 
 
 def matrix(x: Tensor) -> Matrix:
@@ -185,7 +190,11 @@ def reduce_to(gradient: Tensor, like: Tensor) -> Tensor:
     return gradient.to(like.dtype)
 
 
-def new_gradient(like: Tensor, batch: int) -> Tensor:
-    """An empty gradient for each batch element; in float32 where the batch is to be summed."""
-    dtype = like.dtype if like.shape[0] == batch else torch.float32
-    return like.new_empty((batch, *like.shape[1:]), dtype=dtype)
+def new_gradients(tensors: Sequence[Tensor], batch: int) -> list[Tensor]:
+    """Empty gradients for each batch element; in float32 where a batch is to be summed.
+
+    All have one dtype: kernels choose between the sides at run time.
+    """
+    broadcast = any(x.shape[0] != batch for x in tensors)
+    dtype = torch.float32 if broadcast else tensors[0].dtype
+    return [x.new_empty((batch, *x.shape[1:]), dtype=dtype) for x in tensors]

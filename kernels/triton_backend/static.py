@@ -54,7 +54,7 @@ class Report:
     @property
     def tensor_core_instructions(self) -> int:
         """Matrix products on tensor cores in the program's text."""
-        return sum(n for opcode, n in self.mix.items() if opcode.endswith("MMA"))
+        return sum(n for opcode, n in self.mix.items() if re.search("MMA|UTCHMMA", opcode))
 
 
 def examine(kernel: Any, capability: int, *, with_mix: bool = True) -> Report:
