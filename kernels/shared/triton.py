@@ -1,4 +1,15 @@
-"""Shared cross-attention on Triton: which form runs a call, and its launches."""
+"""Shared cross-attention on Triton: which form runs a call, and its launches.
+
+| shorter side | halves, up to 128 dimensions | float32 or wider heads |
+|---|---|---|
+| up to 64 steps | S once: one program a head, one launch, forward and backward | role split |
+| longer | role split: S once a direction, both in one launch | role split |
+
+Role split takes the row maximum of the first tile as reference for the whole row in bfloat16 (a
+running maximum in float16, float32 and with times), and computes five products a side backward. With
+several blocks of the short side, S once would have to write float32 partial sums, which costs more
+than a third product saves: counted, see benchmarks/counters.py for the forms that are here.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +51,13 @@ from .triton_forward import shared_once_forward
 # wgmma, which reads one factor from shared memory.
 ONCE_FORWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, capability=90, below=100),
-    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1),
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=8, stages=1, capability=100, below=120),
+    Configuration(
+        dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=120, spilled=136
+    ),
+    # The short side is a factor that every warp holds whole: of the tiles tried, none fits without
+    # a spill, this one nearly.
+    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, spilled=16),
     Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
 )
 # S once, backward: three resident tiles, seven products, two accumulators of the short side.
