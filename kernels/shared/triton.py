@@ -6,9 +6,8 @@
 | longer | role split: S once a direction, both in one launch | role split |
 
 Role split takes the row maximum of the first tile as reference for the whole row in bfloat16 (a
-running maximum in float16, float32 and with times), and computes five products a side backward. With
-several blocks of the short side, S once would have to write float32 partial sums, which costs more
-than a third product saves: counted, see benchmarks/counters.py for the forms that are here.
+running maximum in float16, float32 and with times), and computes five products a side backward.
+With several blocks of the short side, S once would have to write float32 partial sums.
 """
 
 from __future__ import annotations
@@ -69,7 +68,9 @@ ONCE_BACKWARD: tuple[Configuration, ...] = (
 # Role split, backward: five products, two accumulators, three resident tiles.
 SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
+    Configuration(dim=64, bits=16, block=32, tile=32, warps=4, stages=1, capability=120),
     Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
+    Configuration(dim=128, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
     Configuration(dim=128, bits=16, block=32, tile=16, warps=4, stages=1),
     Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
     # float32 is three products a product: small tiles, and many warps to share them.
