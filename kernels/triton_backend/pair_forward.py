@@ -19,6 +19,8 @@ from .tiles import (
     load_real,
     load_tile,
     load_times,
+    runtime_matrix,
+    runtime_steps,
     select_head,
     store_row_values,
     store_tile,
@@ -61,40 +63,34 @@ def pair_forward(
     """Out = dropout(softmax(scale * query key^T - decay * gap)) value, for both sides."""
     block = tl.program_id(0) % (blocks_a + blocks_b)
     row = tl.program_id(0) // (blocks_a + blocks_b)
-    # A body for each direction: choosing between two sets of strides would cost more than it saves.
-    if block < blocks_a:
+    # One body, inlined once, for both directions where their values are equally wide.
+    if VALUE_DIM_A == VALUE_DIM_B:
+        a = runtime_side(a)
+        b = runtime_side(b)
+        if block < blocks_a:
+            x = a
+            y = b
+            time_x = time_a
+            time_y = time_b
+            start = block * BLOCK_QUERIES
+            stream = 0
+        else:
+            x = b
+            y = a
+            time_x = time_b
+            time_y = time_a
+            start = (block - blocks_a) * BLOCK_QUERIES
+            stream = 1
         _attend_block(
-            a,
-            b,
+            x,
+            y,
             scoring,
             heads,
-            time_a,
-            time_b,
-            block * BLOCK_QUERIES,
+            time_x,
+            time_y,
+            start,
             row,
-            0,
-            HEAD_DIM,
-            VALUE_DIM_B,
-            BLOCK_QUERIES,
-            BLOCK_KEYS,
-            BLOCK_HEAD_DIM,
-            BLOCK_VALUE_DIM,
-            NEGATIVE,
-            LIMITED,
-            LAZY,
-            PRECISION,
-        )
-    else:
-        _attend_block(
-            b,
-            a,
-            scoring,
-            heads,
-            time_b,
-            time_a,
-            (block - blocks_a) * BLOCK_QUERIES,
-            row,
-            1,
+            stream,
             HEAD_DIM,
             VALUE_DIM_A,
             BLOCK_QUERIES,
@@ -106,6 +102,64 @@ def pair_forward(
             LAZY,
             PRECISION,
         )
+    else:
+        if block < blocks_a:
+            _attend_block(
+                a,
+                b,
+                scoring,
+                heads,
+                time_a,
+                time_b,
+                block * BLOCK_QUERIES,
+                row,
+                0,
+                HEAD_DIM,
+                VALUE_DIM_B,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                NEGATIVE,
+                LIMITED,
+                LAZY,
+                PRECISION,
+            )
+        else:
+            _attend_block(
+                b,
+                a,
+                scoring,
+                heads,
+                time_b,
+                time_a,
+                (block - blocks_a) * BLOCK_QUERIES,
+                row,
+                1,
+                HEAD_DIM,
+                VALUE_DIM_A,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                NEGATIVE,
+                LIMITED,
+                LAZY,
+                PRECISION,
+            )
+
+
+@triton.jit
+def runtime_side(side):
+    """The side with strides that are values, not constants."""
+    return ForwardSide(
+        runtime_matrix(side.query),
+        runtime_matrix(side.key),
+        runtime_matrix(side.value),
+        runtime_matrix(side.out),
+        side.lse,
+        runtime_steps(side.steps),
+    )
 
 
 @triton.jit

@@ -42,6 +42,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--run",
         metavar="SHAPE",
+        dest="executed",
         help="execute one head of this shape under CPU emulation and print the counters; needs a "
         "source checkout, whose tests hold the emulator",
     )
@@ -59,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     operators = arguments.operator or list(OPERATORS)
     dtype = getattr(torch, arguments.dtype)
     lines = (
-        _execute(operators, targets, dtype, _shape("--run", arguments.run))
-        if arguments.run
+        _execute(operators, targets, dtype, _shape("--run", arguments.executed))
+        if arguments.executed
         else _compile(operators, targets, dtype, _shape("--shape", arguments.shape))
     )
     for line in lines:

@@ -18,11 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # A sample of what takes a backend as a parameter; `make test-all` runs all of it.
 QUICK = (
-    "test_error_rule and dtype0 and (times or broadcast)",
-    "test_nothing_leaks_from_padding and nan",
+    "test_error_rule and dtype0 and broadcast",
+    "test_error_rule and dtype0 and newest",
+    "test_nothing_leaks_from_padding and nan and chunked",
     "test_rows_without_a_visible_key",
-    "test_error_rule and dtype0 and causal",
-    "test_compiles_in_one_graph",
 )
 FILES = ("test_cross_attention.py", "test_chunked_attention.py", "test_boundary.py")
 
@@ -45,10 +44,11 @@ def run_interpreted(*arguments: str) -> int:
     return int(passed[1])
 
 
+@pytest.mark.timeout(900)
 def test_a_sample() -> None:
     files = [f"tests/kernels/{name}" for name in FILES]
     wanted = " or ".join(f"({name})" for name in QUICK)
-    assert run_interpreted(*files, "-k", f"triton and ({wanted})") >= 15
+    assert run_interpreted(*files, "-k", f"triton and ({wanted})") == 8
 
 
 @pytest.mark.slow
