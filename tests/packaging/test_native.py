@@ -42,6 +42,8 @@ def test_features_are_those_the_kernel_reports(native: ModuleType) -> None:
         ([*AVX2, "avx512f", "avx512_bf16"], "avx2"),
         (AVX512, "avx512"),
         ([*AVX512, "avx512_bf16"], "avx512_bf16"),
+        ([*AVX512, "amx_bf16"], "avx512"),
+        ([*AVX512, "avx512_bf16", "amx_bf16"], "amx"),
     ],
 )
 def test_best_capability_is_chosen(native: ModuleType, features: list[str], chosen: str) -> None:

@@ -3,7 +3,7 @@
 See "Debug a GPU kernel without a GPU" in CONTRIBUTING.md.
 """
 
-from tests.ptx.arguments import InOut, Output, Scratch, Struct
+from tests.ptx.arguments import InOut, Output, Packed, Scratch, Struct
 from tests.ptx.compilers import compile_cuda, compile_triton
 from tests.ptx.counters import Counters
 from tests.ptx.findings import CHECKS, Finding, KernelFault, PtxError
@@ -18,6 +18,7 @@ __all__ = [
     "KernelFault",
     "LoadedModule",
     "Output",
+    "Packed",
     "PtxError",
     "Scratch",
     "Struct",

@@ -128,6 +128,7 @@ class TritonKernel:
         *,
         seed: int | None = None,
         check: bool = True,
+        ctas: Sequence[int] | None = None,
         batch: int | None = None,
         findings: list[Finding] | None = None,
     ) -> Counters:
@@ -142,6 +143,7 @@ class TritonKernel:
             self.shared_bytes,
             seed=seed,
             check=check,
+            ctas=ctas,
             batch=batch,
             findings=findings,
         )

@@ -80,7 +80,7 @@ class AsyncCopies:
         shadow = self.shared.shadow
         granules = shadow.granules(offsets, size)
         shadow.check_write(granules, lanes, here)
-        shadow.begin_copy(granules)
+        shadow.begin_copy(granules, lanes, here)
         self.shared.count("cp.async", offsets, size, lanes)
         self.flights.append(_Flight(lanes, offsets, data, self.group[lanes], here))
 

@@ -121,7 +121,7 @@ class Counters:
         """Enter one access of ``size`` bytes by each lane; ``offsets`` are aligned to it."""
         if len(lanes) == 0:
             return
-        warps, places = np.unique(lanes // WARP, return_inverse=True)
+        warps, places = _numbered(lanes // WARP)
         sectors = np.full((len(warps), WARP), -1, np.int64)
         sectors[places, lanes % WARP] = offsets >> 5
         sectors.sort(axis=1)
@@ -140,7 +140,7 @@ class Counters:
             return
         words = max(size // 4, 1)
         lanes_per_phase = WARP // words
-        phases, places = np.unique(lanes // lanes_per_phase, return_inverse=True)
+        phases, places = _numbered(lanes // lanes_per_phase)
         wanted = np.full((len(phases), lanes_per_phase, words), -1, np.int64)
         wanted[places, lanes % lanes_per_phase] = offsets[:, None] // 4 + np.arange(words)
         wanted = wanted.reshape(len(phases), WARP)
@@ -151,3 +151,9 @@ class Counters:
         banks = np.bincount(rows * WARP + wanted[rows, columns] % WARP, minlength=wanted.size)
         self.wavefronts[kind] += int(banks.reshape(-1, WARP).max(axis=1).sum())
         self.phases[kind] += len(phases)
+
+
+def _numbered(groups: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Distinct values of an ascending array, and the place of each element among them."""
+    places = np.cumsum(np.diff(groups, prepend=groups[:1]) != 0)
+    return groups[np.diff(groups, prepend=-1) != 0], places

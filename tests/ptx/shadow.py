@@ -1,10 +1,10 @@
 """Who may touch which shared bytes when: races, order between warps, and the async proxy.
 
-Each warp has a clock, and knows of every other warp of its CTA how far that one's clock had come
-when a barrier last joined them (a vector clock). For each granule of shared memory we keep its last
-writer and, for each warp, its last read. An access is ordered after another if the accessing warp
-knows of the other warp's clock at that time; two accesses that are not ordered, one of them a
-write, are a race, in whatever order this run happened to execute them.
+Each warp has a clock, and knows of every other warp of its cluster how far that one's clock had
+come when a barrier last joined them (a vector clock). For each granule of shared memory we keep
+its last writer and, for each warp, its last read. An access is ordered after another if the
+accessing warp knows of the other warp's clock at that time; two accesses that are not ordered, one
+of them a write, are a race, in whatever order this run happened to execute them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ class Clocks:
     """The vector clocks of all warps of a batch.
 
     Attributes:
-        known: (warps of the batch, warps of a CTA): how far each warp knows its CTA's clocks.
+        width: Warps of a cluster (of a CTA, where there are no clusters).
+        known: (warps of the batch, width): how far each warp knows its cluster's clocks.
         proxied: The same for what is visible to the async proxy.
     """
 
     def __init__(self, threads: Threads) -> None:
         self.threads = threads
         total = threads.count // WARP
-        self.place = np.arange(total) % threads.warps
-        self.known = np.zeros((total, threads.warps), np.int32)
+        self.width = threads.warps * threads.cluster_size
+        self.place = np.arange(total) % self.width
+        self.known = np.zeros((total, self.width), np.int32)
         self.known[np.arange(total), self.place] = 1
         self.proxied = np.zeros_like(self.known)
 
@@ -49,7 +51,7 @@ class Clocks:
 
     def join_all(self) -> None:
         """A barrier of whole CTAs, all CTAs of the batch at once."""
-        shape = (-1, self.threads.warps, self.threads.warps)
+        shape = (-1, self.threads.warps, self.width)
         for table in (self.known, self.proxied):
             view = table.reshape(shape)
             view[:] = view.max(axis=1, keepdims=True)
@@ -73,8 +75,9 @@ class SharedShadow:
         self.writer = np.full(count, -1, np.int32)
         self.write_clock = np.zeros(count, np.int32)
         self.by_generic_proxy = np.zeros(count, np.bool_)
-        self.read_clock = np.zeros((count, threads.warps), np.int32)
+        self.read_clock = np.zeros((count, clocks.width), np.int32)
         self.reader = np.full(count, _WHOLE_WARP, np.int32)
+        self.copier = np.zeros(count, np.int32)
         self.pending = np.zeros(count, np.int16)
         self.busy = np.zeros(count, np.int16)
         self.any_pending = self.any_busy = 0
@@ -150,24 +153,29 @@ class SharedShadow:
         self.write_clock[granules] = self.clocks.own(lanes // WARP)[:, None]
         self.by_generic_proxy[granules] = generic_proxy
 
-    def begin_copy(self, granules: NDArray[Any]) -> None:
-        """An asynchronous copy will write these."""
-        np.add.at(self.pending, granules, 1)
+    def begin_copy(self, granules: NDArray[Any], lanes: Lanes, here: Instruction) -> None:
+        """An asynchronous copy by each lane will write a row of granules."""
+        self.copier[granules] = lanes[:, None]
+        doubled = self.copier[granules] != lanes[:, None]
+        if doubled.any():
+            other = "another copy of the same instruction"
+            self._report("race", granules, lanes, doubled, here, "writes", other)
+        self.pending[granules] += 1
         self.any_pending += granules.size
 
     def end_copy(self, granules: NDArray[Any]) -> None:
-        """An asynchronous copy has written these."""
-        np.subtract.at(self.pending, granules, 1)
+        """Asynchronous copies have written these."""
+        self.pending[granules] -= 1
         self.any_pending -= granules.size
 
     def begin_async_read(self, granules: NDArray[Any]) -> None:
         """An asynchronous instruction reads these until it is awaited."""
-        np.add.at(self.busy, granules, 1)
+        self.busy[granules] += 1
         self.any_busy += granules.size
 
     def end_async_read(self, granules: NDArray[Any]) -> None:
         """An asynchronous instruction has read these."""
-        np.subtract.at(self.busy, granules, 1)
+        self.busy[granules] -= 1
         self.any_busy -= granules.size
 
     def check_proxy(self, granules: NDArray[Any], lanes: Lanes, here: Instruction) -> None:
@@ -178,6 +186,24 @@ class SharedShadow:
         hidden = self.by_generic_proxy[granules] & (self.write_clock[granules] > visible)
         if hidden.any():
             self._report("proxy fence", granules, lanes, hidden, here, "reads")
+
+    def finish(self, here: Instruction) -> None:
+        """Check that each CTA outlived what the others of its cluster do with its memory."""
+        if self.threads.cluster_size == 1:
+            return
+        per_cta = self.size // self.granule
+        warps = self.threads.warps
+        for cta in range(len(self.threads.ctas)):
+            own = slice(cta * per_cta, (cta + 1) * per_cta)
+            known = self.clocks.known[cta * warps : (cta + 1) * warps].max(axis=0)
+            late = self.read_clock[own].max(axis=0) > known
+            wrote = np.maximum(self.writer[own], 0) // WARP % self.clocks.width
+            late[wrote[self.write_clock[own] > known[wrote]]] = True
+            if late.any():
+                cluster = cta // self.threads.cluster_size * self.clocks.width
+                other = self.threads.name((cluster + int(np.argmax(late))) * WARP)
+                detail = f"CTA {self.threads.ctas[cta]} does not wait for the warp of {other}"
+                self.findings.report("early exit", here, detail)
 
     def proxy_fence(self, mask: Mask) -> None:
         """fence.proxy.async by the warps with a lane in ``mask``."""
@@ -207,7 +233,7 @@ class SharedShadow:
     ) -> None:
         writer, clock = self.writer[granules], self.write_clock[granules]
         writer_warp = writer >> 5
-        known = self.clocks.known[warps[:, None], writer_warp % self.threads.warps]
+        known = self.clocks.known[warps[:, None], writer_warp % self.clocks.width]
         racing = clock > known
         racing |= (
             (writer_warp == warps[:, None]) & (writer != lanes[:, None]) & (clock == own[:, None])

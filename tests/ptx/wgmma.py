@@ -19,7 +19,7 @@ from tests.ptx.findings import Findings, PtxError
 from tests.ptx.parser import Instruction
 from tests.ptx.shared_memory import SharedMemory, whole_warps
 from tests.ptx.tensor import decode
-from tests.ptx.threads import Mask, Threads
+from tests.ptx.threads import WARP, Mask, Threads
 
 Array = NDArray[Any]
 
@@ -217,27 +217,31 @@ class WarpgroupMatrix:
         offsets = np.where(offsets + size > self.shared.size, 0, offsets)
         ctas = self.threads.cta.reshape(-1, WARPGROUP)[:, 0]
         offsets = offsets + (ctas * self.shared.stride)[:, None, None]
-        self._check_reads(offsets, size, active, granules, here)
+        # Eight or four elements that lie together make a chunk of 16 bytes.
+        per_chunk = 16 // size
+        chunks = offsets[:, ::per_chunk] if transposed else offsets[:, :, ::per_chunk]
+        self._check_reads(chunks[active].reshape(len(active), -1), active, granules, here)
         kind = np.uint32 if size == 4 else np.uint16
         return decode(self.shared.bytes.view(kind)[offsets // size], type_name)
 
     def _check_reads(
         self,
-        offsets: Array,
-        size: int,
+        chunks: Array,
         active: Array,
         granules: list[list[Array]],
         here: Instruction,
     ) -> None:
+        """Check and record that warpgroups read 16-byte ``chunks``: (active groups, chunks)."""
         shadow = self.shared.shadow
-        for group in active:
-            touched = np.unique(offsets[group].reshape(-1) // shadow.granule)[:, None]
-            # The whole warpgroup reads; each of its warps must be ordered after the writers.
-            for warp in range(4):
-                lanes = np.full(len(touched), group * WARPGROUP + 32 * warp)
-                shadow.read(touched, lanes, here, whole_warp=True)
-                shadow.check_proxy(touched, lanes, here)
-            granules[group].append(touched)
+        rows = [shadow.granules(chunks[place], 16) for place in range(len(active))]
+        # The whole warpgroup reads: each of its four warps must be ordered after the writers.
+        first_lanes = WARPGROUP * active[:, None] + WARP * np.arange(4)
+        lanes = np.repeat(first_lanes, chunks.shape[1], axis=1).reshape(-1)
+        touched = np.concatenate([np.concatenate([row] * 4) for row in rows])
+        shadow.read(touched, lanes, here, whole_warp=True)
+        shadow.check_proxy(touched, lanes, here)
+        for group, row in zip(active, rows, strict=True):
+            granules[group].append(row)
 
 
 def _operand_offsets(
