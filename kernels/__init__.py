@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import bidirectional, chunked, cpu, shared
+from . import bidirectional, chunked, cpu, shared, triton_backend
 from .backends import (
     Explanation,
     available_backends,
@@ -49,6 +49,7 @@ _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
 # kernels: as that it loads, and registers nothing.
 if __name__ == "mmer.kernels":
     define_reference(*_DEFINITIONS)
+    triton_backend.enter(_DEFINITIONS)
 
 
 def enter_cpu(unavailable: str | None) -> None:
