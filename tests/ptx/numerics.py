@@ -38,14 +38,12 @@ def saturate(x: Array) -> Array:
 
 def minimum(a: Array, b: Array) -> Array:
     """The smaller; a NaN gives way to the other operand, and -0 is below +0."""
-    smaller = np.fmin(a, b)
-    return np.where((a == b) & np.signbit(a), a, smaller)
+    return np.where(a == b, np.where(np.signbit(a), a, b), np.fmin(a, b))
 
 
 def maximum(a: Array, b: Array) -> Array:
     """The larger; a NaN gives way to the other operand, and +0 is above -0."""
-    larger = np.fmax(a, b)
-    return np.where((a == b) & ~np.signbit(a), a, larger)
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b))
 
 
 def minimum_nan(a: Array, b: Array) -> Array:
