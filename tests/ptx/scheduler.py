@@ -126,6 +126,8 @@ class Batch:
         self.has_wgmma = any(
             instruction.opcode.startswith("wgmma") for instruction in program.entry.instructions
         )
+        if self.has_wgmma and self.wgmma is None:
+            raise PtxError(f"{program.entry.name} uses wgmma: its block must be whole warpgroups")
         self.names: dict[str, Any] = {
             **{name: getattr(numerics, name) for name in dir(numerics) if name[0] != "_"},
             **{t.__name__: t for view in DTYPES.values() for t in view.values()},
