@@ -54,15 +54,22 @@ SHARED_FLAGS = (
 # The CPU kernels are one source, compiled once for each set of instructions and chosen from when
 # they run. An AVX-512 copy of anything shared would crash older CPUs: the source exports a table.
 KERNELS = "csrc/cpu/kernels.cpp"
-KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# Loops that fill a few vectors are no calls of memset.
+KERNEL_FLAGS = [
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    "-fno-tree-loop-distribute-patterns",
+]
+# GCC's own headers for AVX-512 make use of variables that are not initialized.
+AVX512_FLAGS = [
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    *("-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+]
 X86_KERNELS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    # GCC's own headers for AVX-512 make use of variables that are not initialized.
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
-        *("-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    ],
+    "avx512": AVX512_FLAGS,
+    "avx512_bf16": [*AVX512_FLAGS, "-mavx512bf16"],
+    "amx": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 # Every 64-bit ARM has NEON.
 ARM_KERNELS: dict[str, list[str]] = {"portable": [], "neon": []}
@@ -129,8 +136,17 @@ def find_compiler() -> list[str]:
     raise LeftOut("no C++ compiler was found; install g++ or clang++, or set CXX")
 
 
+def accepts(compiler: Sequence[str], flags: Sequence[str]) -> bool:
+    """Say whether the compiler knows the flags."""
+    command = [*compiler, *environment_flags("CXXFLAGS"), *flags, "-x", "c++", "-fsyntax-only", "-"]
+    try:
+        return subprocess.run(command, input=b"", capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def kernel_sets(compiler: Sequence[str]) -> dict[str, list[str]]:
-    """Return the sets of CPU kernels for the machine that the compiler builds for, with flags."""
+    """Return the sets of CPU kernels that the compiler can build for its machine, with flags."""
     command = [*compiler, *environment_flags("CXXFLAGS"), "-dumpmachine"]
     try:
         target = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -138,8 +154,10 @@ def kernel_sets(compiler: Sequence[str]) -> dict[str, list[str]]:
         target = platform.machine()
     machine = target.strip().partition("-")[0].lower()
     if machine in ("x86_64", "amd64"):
-        return X86_KERNELS
-    return ARM_KERNELS if machine in ("aarch64", "arm64") else OTHER_KERNELS
+        known = X86_KERNELS
+    else:
+        known = ARM_KERNELS if machine in ("aarch64", "arm64") else OTHER_KERNELS
+    return {name: flags for name, flags in known.items() if accepts(compiler, flags)}
 
 
 def find_torch() -> Path:
@@ -204,7 +222,8 @@ def native_needs() -> Needs:
             pybind11.get_include(),
             "-isystem",
             sysconfig.get_path("include"),
-        ]
+        ],
+        link_flags=["-pthread"],
     )
 
 
@@ -284,7 +303,9 @@ class BuildParts(build_ext):
         jobs: list[tuple[str, str, Sequence[str]]]
         jobs = [(source, str(Path(source).with_suffix(".o")), ()) for source in part.sources]
         if part_name(part) == "operators":
-            for name, own_flags in kernel_sets(compiler).items():
+            sets = kernel_sets(compiler)
+            flags.extend(f"-DMMER_WITH_{name.upper()}" for name in sets)
+            for name, own_flags in sets.items():
                 own_flags = [*KERNEL_FLAGS, *own_flags, f"-DMMER_KERNELS=kernels_{name}"]
                 jobs.append((KERNELS, f"{Path(KERNELS).with_suffix('')}_{name}.o", own_flags))
         with ThreadPoolExecutor() as pool:
@@ -335,13 +356,18 @@ setup(
             "mmer._operators",
             [
                 "csrc/operators.cpp",
-                "csrc/cpu/operators.cpp",
+                "csrc/cpu/shared_operator.cpp",
+                "csrc/cpu/bidirectional_operator.cpp",
+                "csrc/cpu/chunked_operator.cpp",
                 "csrc/cpu/capability.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/dropout_bits.cpp",
             ],
         ),
-        Extension("mmer._native", ["csrc/native.cpp", "csrc/cpu_features.cpp"]),
+        Extension(
+            "mmer._native",
+            ["csrc/native.cpp", "csrc/arithmetic_peak.cpp", "csrc/cpu_features.cpp"],
+        ),
     ],
     cmdclass={"build_ext": BuildParts},
 )
