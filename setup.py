@@ -54,7 +54,11 @@ SHARED_FLAGS = (
 # The CPU kernels are one source, compiled once for each set of instructions and chosen from when
 # they run. An AVX-512 copy of anything shared would crash older CPUs: the source exports a table.
 KERNELS = "csrc/cpu/kernels.cpp"
-KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# Loops that fill a few vectors are no calls of memset.
+KERNEL_FLAGS = [
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    "-fno-tree-loop-distribute-patterns",
+]
 # GCC's own headers for AVX-512 make use of variables that are not initialized.
 AVX512_FLAGS = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
@@ -352,7 +356,9 @@ setup(
             "mmer._operators",
             [
                 "csrc/operators.cpp",
-                "csrc/cpu/operators.cpp",
+                "csrc/cpu/shared_operator.cpp",
+                "csrc/cpu/bidirectional_operator.cpp",
+                "csrc/cpu/chunked_operator.cpp",
                 "csrc/cpu/capability.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/dropout_bits.cpp",

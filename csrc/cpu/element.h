@@ -70,8 +70,14 @@ inline void read_row(const TensorView& tensor, int64_t batch, int64_t head, int6
                      int64_t count, float* row) {
   const int64_t offset = element_offset(tensor, batch, head, time), stride = tensor.strides[3];
   if (tensor.type == ElementType::float32) {
-    convert_row(static_cast<const float*>(tensor.data) + offset, stride, count, row,
-                [](float x) { return x; });
+    const float* from = static_cast<const float*>(tensor.data) + offset;
+    if (stride == 1) {
+      int64_t n = 0;
+      for (; n + lanes <= count; n += lanes) store(row + n, load(from + n));
+      if (n < count) store_first(row + n, load_first(from + n, count - n), count - n);
+    } else {
+      convert_row(from, stride, count, row, [](float x) { return x; });
+    }
     return;
   }
   const uint16_t* from = static_cast<const uint16_t*>(tensor.data) + offset;
@@ -88,11 +94,23 @@ inline void write_row(const TensorView& tensor, int64_t batch, int64_t head, int
   const int64_t offset = element_offset(tensor, batch, head, time);
   if (tensor.type == ElementType::float32) {
     float* to = static_cast<float*>(tensor.data) + offset;
-    for (int64_t n = 0; n < count; ++n) to[n] = factor * row[n];
+    int64_t n = 0;
+    for (; n + lanes <= count; n += lanes) store(to + n, factor * load(row + n));
+    if (n < count) store_first(to + n, factor * load_first(row + n, count - n), count - n);
     return;
   }
   uint16_t* to = static_cast<uint16_t*>(tensor.data) + offset;
   if (tensor.type == ElementType::bfloat16) {
+#if defined(__AVX512BF16__)
+    const int64_t whole = count / lanes * lanes;
+    for (int64_t n = 0; n < whole; n += lanes) {
+      const __m256bh rounded = _mm512_cvtneps_pbh(factor * load(row + n));
+      std::memcpy(to + n, &rounded, sizeof rounded);
+    }
+    to += whole;
+    row += whole;
+    count -= whole;
+#endif
     for (int64_t n = 0; n < count; ++n) to[n] = to_bfloat16(factor * row[n]);
   } else {
     for (int64_t n = 0; n < count; ++n) to[n] = to_float16(factor * row[n]);

@@ -18,12 +18,41 @@ struct Matrix {
   int64_t stride;
 };
 
-// result (rows, vectors * lanes) = or += left (rows, inner) right (inner, vectors * lanes)
-template <Left left_order, Result result_is, int rows, int vectors>
+// What becomes of the sums of a register tile: they are written or added to the result.
+template <Result result_is>
+struct Store {
+  Matrix result;
+
+  template <int rows, int vectors>
+  void prepare(int64_t row, int64_t column) const {
+    if constexpr (result_is == Result::added_to) {
+      for (int i = 0; i < rows; ++i) {
+        const float* place = result.data + (row + i) * result.stride + column;
+        for (int v = 0; v < vectors; ++v) __builtin_prefetch(place + v * lanes, 1);
+      }
+    }
+  }
+
+  template <int rows, int vectors>
+  void finish(Vector (&sums)[rows][vectors], int64_t row, int64_t column) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        float* place = result.data + (row + i) * result.stride + column + v * lanes;
+        store(place, result_is == Result::added_to ? load(place) + sums[i][v] : sums[i][v]);
+      }
+    }
+  }
+};
+
+// sums (rows, vectors * lanes) = left (rows, inner) right (inner, vectors * lanes), in registers
+template <Left left_order, int rows, int vectors, class Finish>
 __attribute__((noinline)) void multiply_tile(int64_t inner, const float* __restrict left,
                                              int64_t left_stride, const float* __restrict right,
-                                             int64_t right_stride, float* __restrict result,
-                                             int64_t result_stride) {
+                                             int64_t right_stride, const Finish& finish,
+                                             int64_t row, int64_t column) {
+  finish.template prepare<rows, vectors>(row, column);
   Vector sums[rows][vectors] = {};
   for (int64_t k = 0; k < inner; ++k) {
     Vector right_row[vectors];
@@ -38,43 +67,36 @@ __attribute__((noinline)) void multiply_tile(int64_t inner, const float* __restr
     left += left_order == Left::row_major ? 1 : left_stride;
     right += right_stride;
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      float* place = result + i * result_stride + v * lanes;
-      store(place, result_is == Result::added_to ? load(place) + sums[i][v] : sums[i][v]);
-    }
-  }
+  finish.template finish<rows, vectors>(sums, row, column);
 }
 
 constexpr int tile_rows(int vectors) {
   return accumulators / vectors < 12 ? accumulators / vectors : 12;
 }
 
-template <Left left_order, Result result_is, int vectors, int rows = tile_rows(vectors)>
+template <Left left_order, int vectors, class Finish, int rows = tile_rows(vectors)>
 inline void multiply_rows(int count, int64_t inner, const float* left, int64_t left_stride,
-                          const float* right, int64_t right_stride, float* result,
-                          int64_t result_stride) {
+                          const float* right, int64_t right_stride, const Finish& finish,
+                          int64_t row, int64_t column) {
   if (count == rows) {
-    multiply_tile<left_order, result_is, rows, vectors>(inner, left, left_stride, right,
-                                                        right_stride, result, result_stride);
+    multiply_tile<left_order, rows, vectors>(inner, left, left_stride, right, right_stride, finish,
+                                             row, column);
   } else if constexpr (rows > 1) {
-    multiply_rows<left_order, result_is, vectors, rows - 1>(count, inner, left, left_stride, right,
-                                                            right_stride, result, result_stride);
+    multiply_rows<left_order, vectors, Finish, rows - 1>(count, inner, left, left_stride, right,
+                                                         right_stride, finish, row, column);
   }
 }
 
 // One panel of 1 to panel_vectors vectors. Rows are split evenly: a last tile of one or two rows
 // would leave most of the multipliers idle.
-template <Left left_order, Result result_is, int vectors = panel_vectors>
+template <Left left_order, class Finish, int vectors = panel_vectors>
 inline void multiply_panel(int width, int64_t rows, int64_t inner, const float* left,
                            int64_t left_stride, const float* right, int64_t right_stride,
-                           float* result, int64_t result_stride) {
+                           const Finish& finish, int64_t column) {
   if (width != vectors) {
     if constexpr (vectors > 1) {
-      multiply_panel<left_order, result_is, vectors - 1>(
-          width, rows, inner, left, left_stride, right, right_stride, result, result_stride);
+      multiply_panel<left_order, Finish, vectors - 1>(width, rows, inner, left, left_stride, right,
+                                                      right_stride, finish, column);
     }
     return;
   }
@@ -82,9 +104,8 @@ inline void multiply_panel(int width, int64_t rows, int64_t inner, const float* 
   const int64_t step = left_order == Left::row_major ? left_stride : 1;
   for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
     const int count = static_cast<int>(rows / tiles + (tile < rows % tiles));
-    multiply_rows<left_order, result_is, vectors>(count, inner, left + row * step, left_stride,
-                                                  right, right_stride, result + row * result_stride,
-                                                  result_stride);
+    multiply_rows<left_order, vectors>(count, inner, left + row * step, left_stride, right,
+                                       right_stride, finish, row, column);
     row += count;
   }
 }
@@ -97,8 +118,27 @@ constexpr int64_t longest_sum = 128;
 constexpr int64_t longest_sum = 16;
 #endif
 
+template <int rows, class Finish>
+inline void finish_rows(Matrix tile, int64_t row, int64_t columns, const Finish& finish) {
+  for (int64_t column = 0; column < columns; column += lanes) {
+    Vector sums[rows][1];
+    for (int i = 0; i < rows; ++i) sums[i][0] = load(tile.data + (row + i) * tile.stride + column);
+    finish.template finish<rows, 1>(sums, row, column);
+  }
+}
+
+// Applies `finish` to a tile that is in memory.
+template <class Finish>
+inline void finish_tile(Matrix tile, int64_t rows, int64_t columns, const Finish& finish) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) finish_rows<4>(tile, row, columns, finish);
+  for (; row < rows; ++row) finish_rows<1>(tile, row, columns, finish);
+}
+
 // Arithmetic on float32 factors, which are rows wherever the tensors lie as the products want them.
 struct Float32 {
+  static constexpr int64_t row_unit = 1;
+
   // What a thread holds while its kernels run.
   struct Session {};
 
@@ -197,6 +237,13 @@ struct Float32 {
 
     void pack(Matrix tile, int64_t, int64_t) { tile_ = tile; }
 
+    // What `finish` makes of the tile.
+    template <class Finish>
+    void pack(Matrix tile, int64_t rows, int64_t columns, const Finish& finish) {
+      finish_tile(tile, rows, columns, finish);
+      tile_ = tile;
+    }
+
     LeftFactor<Left::row_major> factor() const { return {tile_.data, tile_.stride}; }
     LeftFactor<Left::transposed> transposed() const { return {tile_.data, tile_.stride}; }
 
@@ -217,13 +264,33 @@ struct Float32 {
       multiply<Result::added_to>(rows, inner - half, columns, left, right, result);
       return;
     }
-    int64_t vectors = (columns + lanes - 1) / lanes;
-    for (; vectors > 0; vectors -= panel_vectors) {
-      const int width = static_cast<int>(vectors < panel_vectors ? vectors : panel_vectors);
-      multiply_panel<order, result_is>(width, rows, inner, left.data, left.stride, right.data,
-                                       right.row_stride, result.data, result.stride);
+    multiply_short(rows, inner, columns, left, right, Store<result_is>{result});
+  }
+
+  // The product, and what `finish` makes of it as weights: in registers where it is one short sum.
+  template <class Finish>
+  static void multiply_into(int64_t rows, int64_t inner, int64_t columns,
+                            LeftFactor<Left::row_major> left, RightFactor right, Matrix tile,
+                            const Finish& finish, Weights& weights) {
+    if (inner <= longest_sum) {
+      multiply_short(rows, inner, columns, left, right, finish);
+      weights.pack(tile, rows, columns);
+    } else {
+      multiply<Result::overwritten>(rows, inner, columns, left, right, tile);
+      weights.pack(tile, rows, columns, finish);
+    }
+  }
+
+ private:
+  template <Left order, class Finish>
+  static void multiply_short(int64_t rows, int64_t inner, int64_t columns, LeftFactor<order> left,
+                             RightFactor right, const Finish& finish) {
+    const int64_t vectors = (columns + lanes - 1) / lanes;
+    for (int64_t v = 0; v < vectors; v += panel_vectors) {
+      const int width = static_cast<int>(smaller(vectors - v, panel_vectors));
+      multiply_panel<order>(width, rows, inner, left.data, left.stride, right.data,
+                            right.row_stride, finish, v * lanes);
       right.data += right.panel_stride;
-      result.data += panel_width;
     }
   }
 };

@@ -31,48 +31,77 @@ inline Scores apply_times(Scores scores, int64_t rows, int64_t columns, const fl
   return {scores.tile, 1.0f};
 }
 
-// `count` rows of exponentials().
-template <int count>
-inline void exponentials_of(Scores scores, int64_t columns, const float* row_bias,
-                            const float* column_bias, float* row_sums, float* column_sums) {
-  Vector sums[count];
-#pragma GCC unroll 4
-  for (int i = 0; i < count; ++i) sums[i] = load(row_sums + i * lanes);
-  for (int64_t j = 0; j < columns; j += lanes) {
-    const Vector bias = load(column_bias + j);
-    Vector column_sum = load(column_sums + j);
-#pragma GCC unroll 4
-    for (int i = 0; i < count; ++i) {
-      float* place = scores.tile.data + i * scores.tile.stride + j;
-      const Vector weight = exp_vector(scores.scale * load(place) + (row_bias[i] + bias));
-      sums[i] += weight;
-      column_sum += weight;
-      store(place, weight);
+// Softmaxes along which sums grow.
+enum class Ways { rows, both };
+
+// Weights without a maximum: exp(scale * product + row_bias + column_bias), while row_sums (rows,
+// lanes) and, for both ways, column_sums (columns) grow.
+template <Ways ways>
+struct Weigh {
+  Matrix tile;
+  float scale;
+  const float *row_bias, *column_bias;
+  float* row_sums;
+  float* column_sums = nullptr;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  // Products become weights.
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
+                                            int64_t column) const {
+    Vector bias[vectors], sums[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      bias[v] = load(column_bias + column + v * lanes);
+      if constexpr (ways == Ways::both) sums[v] = load(column_sums + column + v * lanes);
     }
-    store(column_sums + j, column_sum);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      Vector row_sum = load(row_sums + (row + i) * lanes);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        Vector& product = products[i][v];
+        product = exp_vector(scale * product + (row_bias[row + i] + bias[v]));
+        row_sum += product;
+        if constexpr (ways == Ways::both) sums[v] += product;
+      }
+      store(row_sums + (row + i) * lanes, row_sum);
+    }
+    if constexpr (ways == Ways::both) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) store(column_sums + column + v * lanes, sums[v]);
+    }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < count; ++i) store(row_sums + i * lanes, sums[i]);
+
+  // They go to the tile.
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    apply(products, row, column);
+    Store<Result::overwritten>{tile}.finish(products, row, column);
+  }
+};
+
+enum class Exponentials { one, two };
+
+// Without a maximum, weights lie below e^41 = 2^59 and their sums must lie within these limits.
+constexpr float largest_exponent = 41.0f;
+constexpr float smallest_sum = 1e-16f;
+constexpr float largest_sum = 1e30f;
+
+inline bool is_safe(float sum) {
+  return sum > smallest_sum && sum < largest_sum;
 }
 
-// Both softmaxes on one exponential: weights = exp(scores + row_bias + column_bias) in place.
-// row_sums (rows, lanes) and column_sums (columns) grow. The columns of the tile are summed apart
-// first: the error of a sum grows with its length.
-inline void exponentials(Scores scores, int64_t rows, int64_t columns, const float* row_bias,
-                         const float* column_bias, float* row_sums, float* column_sums) {
-  float tile_sums[column_block] = {};
-  int64_t i = 0;
-  const auto next = [&](auto exponentials_of_count, int64_t count) {
-    exponentials_of_count(
-        {{scores.tile.data + i * scores.tile.stride, scores.tile.stride}, scores.scale}, columns,
-        row_bias + i, column_bias, row_sums + i * lanes, tile_sums);
-    i += count;
-  };
-  while (i + 4 <= rows) next(exponentials_of<4>, 4);
-  while (i < rows) next(exponentials_of<1>, 1);
-  for (int64_t j = 0; j < columns; j += lanes) {
-    store(column_sums + j, load(column_sums + j) + load(tile_sums + j));
-  }
+// A reference m that no score exceeds by more than largest_exponent, by the Cauchy-Schwarz
+// inequality from the squared lengths of the longest query and key; infinite where it would lie so
+// high that scores around 0 vanish.
+inline float reference_of(float scale, float longest_query, float longest_key) {
+  const float bound = std::fabs(scale) * std::sqrt(longest_query) * std::sqrt(longest_key);
+  if (!(bound < largest_exponent + 35.0f)) return infinity;
+  return bound > largest_exponent ? bound - largest_exponent : 0.0f;
 }
 
 // Running softmax along the rows: the largest score of each row so far, the sum of the

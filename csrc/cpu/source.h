@@ -10,7 +10,9 @@ namespace mmer::cpu {
 namespace {
 
 inline void fill(float* x, int64_t count, float value) {
-  for (int64_t n = 0; n < count; ++n) x[n] = value;
+  int64_t n = 0;
+  for (; n + lanes <= count; n += lanes) store(x + n, broadcast(value));
+  for (; n < count; ++n) x[n] = value;
 }
 
 inline void scale_row(float* row, int64_t count, float factor) {
@@ -87,16 +89,25 @@ struct Source {
 
 // Squared length of the longest of the rows and of one of length `norm`; NaN counts as longest.
 inline float larger_norm(float norm, const Source& source, Range steps) {
-  float copy[longest_row];
-  for (int64_t step = steps.begin; step < steps.end; ++step) {
-    const Rows row = source.rows({step, step + 1}, copy);
-    Vector squares{};
-    for (int64_t k = 0; k < source.dim; k += lanes) {
-      const Vector x = load(row.data + k);
-      squares += x * x;
+  float copy[lanes * longest_row];
+  Vector longest = broadcast(norm);
+  for (int64_t first = steps.begin; first < steps.end; first += lanes) {
+    const int64_t count = smaller(lanes, steps.end - first);
+    const Rows rows = source.rows({first, first + count}, copy);
+    Vector squares[lanes] = {};
+    for (int64_t n = 0; n < count; ++n) {
+      for (int64_t k = 0; k < source.dim; k += lanes) {
+        const Vector x = load(rows.data + n * rows.stride + k);
+        squares[n] += x * x;
+      }
     }
-    const float squared = sum_lanes(squares);
-    if (!(squared <= norm)) norm = squared;
+    transpose(squares);
+    Vector sums{};
+    for (int n = 0; n < lanes; ++n) sums += squares[n];
+    longest = sums <= longest ? longest : sums;
+  }
+  for (int lane = 0; lane < lanes; ++lane) {
+    if (!(longest[lane] <= norm)) norm = longest[lane];
   }
   return norm;
 }

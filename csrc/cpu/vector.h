@@ -48,6 +48,25 @@ inline void store(float* to, Vector x) {
   std::memcpy(to, &x, sizeof x);
 }
 
+// The first `count` of a vector's elements, then zeros.
+inline Vector load_first(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+  Vector x{};
+  std::memcpy(&x, from, count * sizeof(float));
+  return x;
+#endif
+}
+
+inline void store_first(float* to, Vector x, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
+#else
+  std::memcpy(to, &x, count * sizeof(float));
+#endif
+}
+
 inline Vector broadcast(float x) {
   return x - Vector{};
 }
