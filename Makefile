@@ -3,6 +3,7 @@
 #   make demo       train on real recordings, print the table, draw the picture
 #   make test       the quick tests                 make test-all   all tests
 #   make bench      the benchmarks                  make lint       formatting, lint, types
+#   make gpu        on a machine with a GPU: are its kernels right there, and how fast
 #   make clean      remove what was built           make install    only make the environment
 #
 # PYTHON=python3.12 chooses the interpreter, MMER_BUILD=auto allows compiled parts to be left out,
@@ -23,7 +24,7 @@ export MMER_BUILD
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test test-all bench lint clean
+.PHONY: install demo test test-all bench gpu lint clean
 
 install: $(VENV)/.dev
 
@@ -38,6 +39,10 @@ test-all: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/mmer bench $(BENCH_ARGS)
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/kernels/test_gpu.py $(PYTEST_ARGS)
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -28,6 +28,13 @@ EXTRAS: dict[str, dict[str, str]] = {
         "pytest-benchmark": "pytest_benchmark",
         "rich": "rich",
     },
+    "peers": {
+        "bidirectional-cross-attention": "bidirectional_cross_attention",
+        "kornia": "kornia",
+        "local-attention": "local_attention",
+        "transformers": "transformers",
+    },
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 
 
