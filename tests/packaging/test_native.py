@@ -83,7 +83,7 @@ def test_the_environment_variable_is_honoured(
 def test_arithmetic_peaks(native: ModuleType) -> None:
     peaks = native.measure_arithmetic_peaks(threads=2, seconds=0.001)
     features = native.cpu_features()
-    assert ("float32" in peaks) == (features["avx2"] and features["fma"] or features["neon"])
+    assert ("float32" in peaks) == ((features["avx2"] and features["fma"]) or features["neon"])
     assert ("avx512_bf16" in peaks) == features["avx512_bf16"]
     assert set(peaks) <= {"float32", "avx512_bf16", "amx_bf16"}
     # Faster than one addition in ten nanoseconds, slower than any CPU.
