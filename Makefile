@@ -7,7 +7,7 @@
 #   make clean      remove what was built           make install    only make the environment
 #
 # PYTHON=python3.12 chooses the interpreter, MMER_BUILD=auto allows compiled parts to be left out,
-# PYTEST_ARGS="-k philox" goes to pytest.
+# PYTEST_ARGS="-k philox" goes to pytest, BENCH_ARGS="--suite standard" to `mmer bench`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,7 +38,7 @@ test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m pytest benchmarks --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/mmer bench $(BENCH_ARGS)
 
 gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/kernels/test_gpu.py $(PYTEST_ARGS)
