@@ -20,6 +20,7 @@ from .chunked import (
     chunked_attention,
     chunked_attention_step,
 )
+from .chunked.window import WINDOW
 from .registration import OperatorDefinition
 from .shared import shared_cross_attention
 
@@ -41,7 +42,7 @@ _OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
     for module in (bidirectional, shared, chunked)
 }
 _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
-define_reference(*_DEFINITIONS)
+define_reference(*_DEFINITIONS, WINDOW)
 
 
 def enter_cpu(unavailable: str | None) -> None:
@@ -50,7 +51,7 @@ def enter_cpu(unavailable: str | None) -> None:
     Args:
         unavailable: None if the library is loaded, else why it is not.
     """
-    cpu.enter(_DEFINITIONS, unavailable)
+    cpu.enter([*_DEFINITIONS, WINDOW], unavailable)
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:

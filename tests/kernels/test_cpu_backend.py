@@ -21,6 +21,7 @@ from mmer.kernels import (
     available_backends,
     chunk_summaries,
     chunked_attention,
+    cpu,
     explain,
     machine_reasons,
 )
