@@ -101,6 +101,16 @@ inline void write_row(const TensorView& tensor, int64_t batch, int64_t head, int
   }
   uint16_t* to = static_cast<uint16_t*>(tensor.data) + offset;
   if (tensor.type == ElementType::bfloat16) {
+#if defined(__AVX512BF16__)
+    const int64_t whole = count / lanes * lanes;
+    for (int64_t n = 0; n < whole; n += lanes) {
+      const __m256bh rounded = _mm512_cvtneps_pbh(factor * load(row + n));
+      std::memcpy(to + n, &rounded, sizeof rounded);
+    }
+    to += whole;
+    row += whole;
+    count -= whole;
+#endif
     for (int64_t n = 0; n < count; ++n) to[n] = to_bfloat16(factor * row[n]);
   } else {
     for (int64_t n = 0; n < count; ++n) to[n] = to_float16(factor * row[n]);

@@ -18,13 +18,24 @@ constexpr int64_t tile_side = 16;
 
 static_assert(row_block % inner_unit == 0 && column_block % inner_unit == 0);
 
-// bfloat16 of two rows, as pairs, the first row's in the low halves.
-__attribute__((always_inline)) inline __m512i pair_rows(Vector first, Vector second) {
-  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+// The halves of a vector as pairs, the lower half's elements in the pairs' low halves.
+__attribute__((always_inline)) inline __m512i pair_halves(__m512i both) {
   const __m512i interleaved =
       _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                        21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(interleaved, both);
+}
+
+// bfloat16 of two rows, as pairs, the first row's in the low halves.
+__attribute__((always_inline)) inline __m512i pair_rows(Vector first, Vector second) {
+  return pair_halves(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+}
+
+// The same of 16 elements of two rows.
+inline __m512i pair_elements(const uint16_t* first, const uint16_t* second) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second));
+  return pair_halves(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
 }
 
 inline void store_bfloat16(uint16_t* to, Vector x) {
@@ -36,16 +47,24 @@ inline void store_pairs(uint32_t* to, __m512i pairs) {
   _mm512_storeu_si512(to, pairs);
 }
 
+// The tensor's own rows, where they are bfloat16 and contiguous and none is padded; else null.
+inline const uint16_t* bfloat16_in_place(const Source& source, Range steps) {
+  const TensorView& tensor = source.tensor;
+  if (tensor.type != ElementType::bfloat16 || tensor.strides[3] != 1) return nullptr;
+  for (int64_t step = steps.begin; step < steps.end; ++step) {
+    if (source.is_padded(step)) return nullptr;
+  }
+  return static_cast<const uint16_t*>(tensor.data) +
+         element_offset(tensor, source.batch, source.head, steps.begin);
+}
+
 // to (count, stride) = rows of the source as bfloat16, with zeros up to inner_unit.
 inline void pack_bfloat16(const Source& source, Range steps, int64_t stride, uint16_t* to) {
   const int64_t width = round_up(source.dim, inner_unit);
-  const TensorView& tensor = source.tensor;
-  const bool copied = tensor.type == ElementType::bfloat16 && tensor.strides[3] == 1;
   float row[longest_row];
   for (int64_t step = steps.begin; step < steps.end; ++step, to += stride) {
-    if (copied && !source.is_padded(step)) {
-      const int64_t offset = element_offset(tensor, source.batch, source.head, step);
-      std::memcpy(to, static_cast<const uint16_t*>(tensor.data) + offset, 2 * source.dim);
+    if (const uint16_t* from = bfloat16_in_place(source, {step, step + 1})) {
+      std::memcpy(to, from, 2 * source.dim);
       std::memset(to + source.dim, 0, 2 * (width - source.dim));
       continue;
     }
@@ -213,6 +232,8 @@ inline void multiply_panel(int64_t rows, int64_t inner, int64_t vectors, const u
 // Arithmetic on bfloat16 factors. It has the same parts as Float32, which describes them; weights
 // are rounded once for each of the two products that they are the left factor of.
 struct Bfloat16 {
+  static constexpr int64_t row_unit = tile_side;
+
   using Session = TileConfiguration;
 
   struct LeftFactor {
@@ -231,13 +252,23 @@ struct Bfloat16 {
     LeftRows(Arena& arena, int64_t dim)
         : stride_(left_stride(dim)), data_(arena.take<uint16_t>(row_block * stride_)) {}
 
-    void pack(const Source& source, Range steps) { pack_bfloat16(source, steps, stride_, data_); }
+    void pack(const Source& source, Range steps) {
+      const uint16_t* in_place = bfloat16_in_place(source, steps);
+      const bool whole_tiles = (steps.end - steps.begin) % tile_side == 0;
+      if (in_place != nullptr && whole_tiles && source.dim % inner_unit == 0) {
+        factor_ = {in_place, source.tensor.strides[2]};
+      } else {
+        pack_bfloat16(source, steps, stride_, data_);
+        factor_ = {data_, stride_};
+      }
+    }
 
-    LeftFactor factor() const { return {data_, stride_}; }
+    LeftFactor factor() const { return factor_; }
 
    private:
     int64_t stride_;
     uint16_t* data_;
+    LeftFactor factor_{};
   };
 
   class RightRows {
@@ -247,18 +278,31 @@ struct Bfloat16 {
           data_(arena.take<uint32_t>(round_up(count, inner_unit) / 2 * stride_)) {}
 
     void pack(const Source& source, Range steps) {
-      float rows[2][longest_row];
       const int64_t width = round_up(source.dim, lanes), count = steps.end - steps.begin;
-      for (int64_t n = 0; n < round_up(count, inner_unit); n += 2) {
+      const uint16_t* in_place = bfloat16_in_place(source, steps);
+      int64_t n = 0;
+      if (in_place != nullptr && source.dim % lanes == 0) {
+        const int64_t from_stride = source.tensor.strides[2];
+        for (; n + 2 <= count; n += 2) {
+          const uint16_t* from = in_place + n * from_stride;
+          for (int64_t k = 0; k < width; k += lanes) {
+            store_pairs(data_ + n / 2 * stride_ + k,
+                        pair_elements(from + k, from + from_stride + k));
+          }
+        }
+      }
+      uint16_t rows[2][longest_row];
+      for (; n < round_up(count, inner_unit); n += 2) {
         for (int64_t other = 0; other < 2; ++other) {
+          const int64_t step = steps.begin + n + other;
           if (n + other < count) {
-            source.read(steps.begin + n + other, width, rows[other]);
+            pack_bfloat16(source, {step, step + 1}, 0, rows[other]);
           } else {
-            fill(rows[other], width, 0.0f);
+            std::memset(rows[other], 0, sizeof rows[other]);
           }
         }
         for (int64_t k = 0; k < width; k += lanes) {
-          store_pairs(data_ + n / 2 * stride_ + k, pair_rows(load(rows[0] + k), load(rows[1] + k)));
+          store_pairs(data_ + n / 2 * stride_ + k, pair_elements(rows[0] + k, rows[1] + k));
         }
       }
     }
@@ -323,14 +367,20 @@ struct Bfloat16 {
 
     // Rounds the tile; rows and columns beyond it are 0 up to whole tiles.
     void pack(Matrix tile, int64_t rows, int64_t columns) {
+      pack(tile, rows, columns, Unchanged{});
+    }
+
+    // Rounds what `finish` makes of the tile, which itself stays as it is.
+    template <class Finish>
+    void pack(Matrix tile, int64_t rows, int64_t columns, const Finish& finish) {
       for (int64_t row = 0; row < rows; row += inner_unit) {
+        const int64_t count = smaller(rows - row, inner_unit);
         for (int64_t column = 0; column < columns; column += lanes) {
-          pack_square(tile, row, smaller(rows - row, inner_unit), column);
+          pack_square(tile, row, count, column, finish);
         }
-        if (round_up(columns, lanes) % inner_unit != 0) {
-          for (int64_t n = row; n < smaller(rows, row + inner_unit); ++n) {
-            std::memset(rows_ + n * stride + round_up(columns, lanes), 0, 2 * lanes);
-          }
+        if (round_up(columns, lanes) % inner_unit == 0) continue;
+        for (int64_t n = row; n < row + count; ++n) {
+          std::memset(rows_ + n * stride + round_up(columns, lanes), 0, 2 * lanes);
         }
       }
     }
@@ -342,20 +392,41 @@ struct Bfloat16 {
     static constexpr int64_t stride = column_block + 32;
     static constexpr int64_t transposed_stride = row_block + 32;
 
+    struct Unchanged {
+      template <int rows, int vectors>
+      void apply(Vector (&)[rows][vectors], int64_t, int64_t) const {}
+    };
+
     // 32 rows of 16 columns, both ways.
-    void pack_square(Matrix tile, int64_t row, int64_t count, int64_t column) {
+    template <class Finish>
+    void pack_square(Matrix tile, int64_t row, int64_t count, int64_t column,
+                     const Finish& finish) {
       Vector pairs[lanes] = {};
-      for (int64_t n = 0; n < count; n += 2) {
-        const float* from = tile.data + (row + n) * tile.stride + column;
-        const Vector first = load(from);
-        const Vector second = n + 1 < count ? load(from + tile.stride) : Vector{};
-        store_bfloat16(rows_ + (row + n) * stride + column, first);
-        store_bfloat16(rows_ + (row + n + 1) * stride + column, second);
-        pairs[n / 2] = reinterpret_cast<Vector>(pair_rows(first, second));
-      }
+      int64_t n = 0;
+      for (; n + 4 <= count; n += 4) pack_rows<4>(tile, row, n, column, finish, pairs);
+      for (; n + 2 <= count; n += 2) pack_rows<2>(tile, row, n, column, finish, pairs);
+      if (n < count) pack_rows<1>(tile, row, n, column, finish, pairs);
       transpose(pairs);
-      for (int64_t n = 0; n < lanes; ++n) {
-        std::memcpy(columns_ + (column + n) * transposed_stride + row, &pairs[n], sizeof pairs[n]);
+      for (int64_t j = 0; j < lanes; ++j) {
+        std::memcpy(columns_ + (column + j) * transposed_stride + row, &pairs[j], sizeof pairs[j]);
+      }
+    }
+
+    template <int count, class Finish>
+    __attribute__((always_inline)) void pack_rows(Matrix tile, int64_t row, int64_t first,
+                                                  int64_t column, const Finish& finish,
+                                                  Vector (&pairs)[lanes]) {
+      Vector x[count][1];
+      for (int i = 0; i < count; ++i) {
+        x[i][0] = load(tile.data + (row + first + i) * tile.stride + column);
+      }
+      finish.apply(x, row + first, column);
+      for (int i = 0; i < count; i += 2) {
+        uint16_t* to = rows_ + (row + first + i) * stride + column;
+        store_bfloat16(to, x[i][0]);
+        if constexpr (count > 1) store_bfloat16(to + stride, x[i + 1][0]);
+        const Vector second = count > 1 ? x[(i + 1) % count][0] : Vector{};
+        pairs[(first + i) / 2] = reinterpret_cast<Vector>(pair_rows(x[i][0], second));
       }
     }
 
@@ -379,10 +450,11 @@ struct Bfloat16 {
   }
 
   template <class Finish>
-  static void multiply_and_finish(int64_t rows, int64_t inner, int64_t columns, LeftFactor left,
-                                  RightFactor right, Matrix tile, const Finish& finish) {
+  static void multiply_into(int64_t rows, int64_t inner, int64_t columns, LeftFactor left,
+                            RightFactor right, Matrix tile, const Finish& finish,
+                            Weights& weights) {
     multiply<Result::overwritten>(rows, inner, columns, left, right, tile);
-    finish_tile(tile, rows, columns, finish);
+    weights.pack(tile, rows, columns, finish);
   }
 
  private:

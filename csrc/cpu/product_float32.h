@@ -34,7 +34,7 @@ struct Store {
   }
 
   template <int rows, int vectors>
-  void finish(const Vector (&sums)[rows][vectors], int64_t row, int64_t column) const {
+  void finish(Vector (&sums)[rows][vectors], int64_t row, int64_t column) const {
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 8
@@ -137,6 +137,8 @@ inline void finish_tile(Matrix tile, int64_t rows, int64_t columns, const Finish
 
 // Arithmetic on float32 factors, which are rows wherever the tensors lie as the products want them.
 struct Float32 {
+  static constexpr int64_t row_unit = 1;
+
   // What a thread holds while its kernels run.
   struct Session {};
 
@@ -235,6 +237,13 @@ struct Float32 {
 
     void pack(Matrix tile, int64_t, int64_t) { tile_ = tile; }
 
+    // What `finish` makes of the tile.
+    template <class Finish>
+    void pack(Matrix tile, int64_t rows, int64_t columns, const Finish& finish) {
+      finish_tile(tile, rows, columns, finish);
+      tile_ = tile;
+    }
+
     LeftFactor<Left::row_major> factor() const { return {tile_.data, tile_.stride}; }
     LeftFactor<Left::transposed> transposed() const { return {tile_.data, tile_.stride}; }
 
@@ -258,17 +267,17 @@ struct Float32 {
     multiply_short(rows, inner, columns, left, right, Store<result_is>{result});
   }
 
-  // The product, and what `finish` makes of it: in registers where it is one short sum, else of
-  // what stands in the tile.
+  // The product, and what `finish` makes of it as weights: in registers where it is one short sum.
   template <class Finish>
-  static void multiply_and_finish(int64_t rows, int64_t inner, int64_t columns,
-                                  LeftFactor<Left::row_major> left, RightFactor right, Matrix tile,
-                                  const Finish& finish) {
+  static void multiply_into(int64_t rows, int64_t inner, int64_t columns,
+                            LeftFactor<Left::row_major> left, RightFactor right, Matrix tile,
+                            const Finish& finish, Weights& weights) {
     if (inner <= longest_sum) {
       multiply_short(rows, inner, columns, left, right, finish);
+      weights.pack(tile, rows, columns);
     } else {
       multiply<Result::overwritten>(rows, inner, columns, left, right, tile);
-      finish_tile(tile, rows, columns, finish);
+      weights.pack(tile, rows, columns, finish);
     }
   }
 

@@ -31,42 +31,78 @@ inline Scores apply_times(Scores scores, int64_t rows, int64_t columns, const fl
   return {scores.tile, 1.0f};
 }
 
-// Both softmaxes on one exponential: weights = exp(scale * product + row_bias + column_bias) go to
-// the tile, and row_sums (rows, lanes) and column_sums (columns) grow.
-struct WeighBothWays {
+// Softmaxes along which sums grow.
+enum class Ways { rows, both };
+
+// Weights without a maximum: exp(scale * product + row_bias + column_bias), while row_sums (rows,
+// lanes) and, for both ways, column_sums (columns) grow.
+template <Ways ways>
+struct Weigh {
   Matrix tile;
   float scale;
   const float *row_bias, *column_bias;
-  float *row_sums, *column_sums;
+  float* row_sums;
+  float* column_sums = nullptr;
 
   template <int rows, int vectors>
   void prepare(int64_t, int64_t) const {}
 
+  // Products become weights.
   template <int rows, int vectors>
-  __attribute__((always_inline)) void finish(const Vector (&products)[rows][vectors], int64_t row,
-                                             int64_t column) const {
+  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
+                                            int64_t column) const {
     Vector bias[vectors], sums[vectors];
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       bias[v] = load(column_bias + column + v * lanes);
-      sums[v] = load(column_sums + column + v * lanes);
+      if constexpr (ways == Ways::both) sums[v] = load(column_sums + column + v * lanes);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       Vector row_sum = load(row_sums + (row + i) * lanes);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) {
-        const Vector weight = exp_vector(scale * products[i][v] + (row_bias[row + i] + bias[v]));
-        row_sum += weight;
-        sums[v] += weight;
-        store(tile.data + (row + i) * tile.stride + column + v * lanes, weight);
+        Vector& product = products[i][v];
+        product = exp_vector(scale * product + (row_bias[row + i] + bias[v]));
+        row_sum += product;
+        if constexpr (ways == Ways::both) sums[v] += product;
       }
       store(row_sums + (row + i) * lanes, row_sum);
     }
+    if constexpr (ways == Ways::both) {
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) store(column_sums + column + v * lanes, sums[v]);
+      for (int v = 0; v < vectors; ++v) store(column_sums + column + v * lanes, sums[v]);
+    }
+  }
+
+  // They go to the tile.
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    apply(products, row, column);
+    Store<Result::overwritten>{tile}.finish(products, row, column);
   }
 };
+
+enum class Exponentials { one, two };
+
+// Without a maximum, weights lie below e^41 = 2^59 and their sums must lie within these limits.
+constexpr float largest_exponent = 41.0f;
+constexpr float smallest_sum = 1e-16f;
+constexpr float largest_sum = 1e30f;
+
+inline bool is_safe(float sum) {
+  return sum > smallest_sum && sum < largest_sum;
+}
+
+// A reference m that no score exceeds by more than largest_exponent, by the Cauchy-Schwarz
+// inequality from the squared lengths of the longest query and key; infinite where it would lie so
+// high that scores around 0 vanish.
+inline float reference_of(float scale, float longest_query, float longest_key) {
+  const float bound = std::fabs(scale) * std::sqrt(longest_query) * std::sqrt(longest_key);
+  if (!(bound < largest_exponent + 35.0f)) return infinity;
+  return bound > largest_exponent ? bound - largest_exponent : 0.0f;
+}
 
 // Running softmax along the rows: the largest score of each row so far, the sum of the
 // exponentials relative to it (rows, lanes), and the weighted sum of values.

@@ -152,7 +152,7 @@ class SharedBackward {
     grad_decay_ = 0.0;
     const Range group = group_rows(problem_, task.group);
     for (int64_t block = 0; block < blocks_of(group, row_block); ++block) {
-      derive_block(block_of(group, row_block, block));
+      derive_block(block_of(group, row_block, Arithmetic::row_unit, block));
     }
     if (options_.grad_decay != nullptr) options_.grad_decay[task.number] = grad_decay_;
   }
@@ -249,7 +249,7 @@ class SharedBackward {
     fill(work_.row_norm, rows, 0.0f);
     fill(work_.columns.norm, columns, 0.0f);
     for (int64_t block = 0; block < blocks_of({0, rows}, row_block); ++block) {
-      pack_queries(block_of({0, rows}, row_block, block));
+      pack_queries(block_of({0, rows}, row_block, Arithmetic::row_unit, block));
       visit_tiles([&](Range here) { sum_tile_weights(here); });
     }
     avoid_zeros(work_.row_norm, rows);

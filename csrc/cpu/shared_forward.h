@@ -56,17 +56,6 @@ struct SharedForwardWorkspace {
   }
 };
 
-enum class Exponentials { one, two };
-
-// With one exponential, weights lie below e^41 = 2^59 and the sums within these limits.
-constexpr float largest_exponent = 41.0f;
-constexpr float smallest_sum = 1e-16f;
-constexpr float largest_sum = 1e30f;
-
-inline bool is_safe(float sum) {
-  return sum > smallest_sum && sum < largest_sum;
-}
-
 template <class Arithmetic>
 class SharedForward {
  public:
@@ -106,23 +95,18 @@ class SharedForward {
   }
 
  private:
-  // m for the whole group, by the Cauchy-Schwarz inequality: no score exceeds the product of the
-  // longest row's and column's length. Infinite if one exponential cannot serve.
+  // m for the whole group; infinite if one exponential cannot serve.
   float common_reference() {
     if (options_.timed && options_.max_gap < infinity) return infinity;
     float longest_row = 0.0f;
     int64_t real_rows = 0;
     for (int64_t block = 0; block < blocks_of(group_, row_block); ++block) {
-      const Range rows = block_of(group_, row_block, block);
+      const Range rows = block_of(group_, row_block, Arithmetic::row_unit, block);
       real_rows += read_mask(problem_.rows.mask, task_.batch, rows, work_.row_bias);
       longest_row = larger_norm(longest_row, queries_of(rows), rows);
     }
     if (real_columns_ == 1 || real_rows == 1) return infinity;
-    const float bound =
-        std::fabs(options_.scale) * std::sqrt(longest_row) * std::sqrt(longest_column_);
-    // Further up, rows whose scores are around 0 would vanish below the reference.
-    if (!(bound < largest_exponent + 35.0f)) return infinity;
-    return bound > largest_exponent ? bound - largest_exponent : 0.0f;
+    return reference_of(options_.scale, longest_row, longest_column_);
   }
 
   Source queries_of(Range rows) const {
@@ -137,7 +121,8 @@ class SharedForward {
     columns_->clear(problem_, exponentials_used == Exponentials::one ? reference : -infinity);
     int64_t real_rows = 0;
     for (int64_t block = 0; block < blocks_of(group_, row_block); ++block) {
-      if (!attend_rows<exponentials_used>(block_of(group_, row_block, block), reference)) {
+      if (!attend_rows<exponentials_used>(block_of(group_, row_block, Arithmetic::row_unit, block),
+                                          reference)) {
         return false;
       }
       real_rows += real_rows_;
@@ -202,20 +187,26 @@ class SharedForward {
                        slope_of(options_, task_.head), options_.max_gap);
   }
 
+  // Weights on one exponential: packed, or in the tile where dropout has yet to choose from them.
   // The columns of the tile are summed apart first: the error of a sum grows with its length.
-  void weigh_both_ways(Range columns, Matrix tile) const {
+  void weigh_both_ways(Range columns, Matrix tile) {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    const int64_t first = columns.begin;
     float tile_sums[column_block] = {};
-    WeighBothWays weigh{tile,           options_.scale, work_.row_bias, work_.column_bias + columns.begin,
-                        work_.row_sums, tile_sums};
-    if (options_.timed) {
+    Weigh<Ways::both> weigh{
+        tile, options_.scale, work_.row_bias, work_.column_bias + first, work_.row_sums, tile_sums};
+    if (options_.timed || options_.dropout.active) {
       weigh.scale = score_tile(columns, tile).scale;
-      finish_tile(tile, rows, width, weigh);
+      if (options_.dropout.active) {
+        finish_tile(tile, rows, width, weigh);
+      } else {
+        work_.row_left.pack(tile, rows, width, weigh);
+      }
     } else {
-      Arithmetic::multiply_and_finish(rows, options_.head_dim, width, work_.queries.factor(),
-                                      work_.column_keys.factor(columns.begin), tile, weigh);
+      Arithmetic::multiply_into(rows, options_.head_dim, width, work_.queries.factor(),
+                                work_.column_keys.factor(first), tile, weigh, work_.row_left);
     }
-    float* column_sums = columns_->sums + columns.begin;
+    float* column_sums = columns_->sums + first;
     for (int64_t j = 0; j < width; j += lanes) {
       store(column_sums + j, load(column_sums + j) + load(tile_sums + j));
     }
@@ -251,7 +242,9 @@ class SharedForward {
       draw_by_rows({options_.dropout, row, problem_.rows.stream}, rows_, columns, factors);
       multiply_elements(row_weights, factors, row_weights, rows, width);
     }
-    work_.row_left.pack(row_weights, rows, width);
+    if (exponentials_used == Exponentials::two || options_.dropout.active) {
+      work_.row_left.pack(row_weights, rows, width);
+    }
     const bool apart = column_weights.data != row_weights.data;
     if (apart) work_.column_left.pack(column_weights, rows, width);
     const auto& column_left = apart ? work_.column_left : work_.row_left;

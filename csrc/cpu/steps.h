@@ -56,10 +56,12 @@ inline bool further_apart(const Interval& x, const Interval& y, float gap) {
   return x.first - y.last > gap || y.first - x.last > gap;
 }
 
-// Blocks of at most `most` steps, as equal as they can be.
-inline Range block_of(Range steps, int64_t most, int64_t block) {
+// Blocks of at most `most` steps, as equal as they can be if all but the last are whole units.
+inline Range block_of(Range steps, int64_t most, int64_t unit, int64_t block) {
   const int64_t count = steps.end - steps.begin, blocks = (count + most - 1) / most;
-  return {steps.begin + count * block / blocks, steps.begin + count * (block + 1) / blocks};
+  const int64_t begin = round_up(count * block / blocks, unit);
+  const int64_t end = round_up(count * (block + 1) / blocks, unit);
+  return {steps.begin + smaller(begin, count), steps.begin + smaller(end, count)};
 }
 
 inline int64_t blocks_of(Range steps, int64_t most) {

@@ -343,14 +343,18 @@ def test_rounding_is_to_nearest_even(dtype: torch.dtype) -> None:
     out_a, _ = OPERATORS["shared_cross_attention"](one, one, one, values, backend="cpu")
     # The bfloat16 instructions take denormal numbers as 0.
     flushed = dtype == torch.bfloat16 and cpu.kernel_capability() in ("avx512_bf16", "amx")
-    is_denormal = values.abs() < torch.finfo(dtype).tiny
+    tiny = torch.finfo(dtype).tiny
+    is_denormal = values.abs() < tiny
     kept = torch.where(is_denormal, 0, values) if flushed else values
     assert torch.equal(out_a, kept)
     # The mean of two neighbours lies half-way, and is rounded as torch rounds it.
+    if flushed:
+        values = values[~is_denormal][: values.numel() // 512 * 256].view(1, -1, 1, 256)
     pairs = torch.stack((values[0, :, 0, :-1], values[0, :, 0, 1:]), dim=1)[None]
-    zeros = torch.zeros(1, values.shape[1], 2, 1, dtype=dtype)
+    one, zeros = one[:, : values.shape[1]], torch.zeros(1, values.shape[1], 2, 1, dtype=dtype)
     out_a, _ = OPERATORS["shared_cross_attention"](one, zeros, one, pairs, backend="cpu")
-    assert torch.equal(out_a[0, :, 0], pairs[0].float().mean(dim=1).to(dtype))
+    mean = pairs[0].float().mean(dim=1).to(dtype)
+    assert torch.equal(out_a[0, :, 0], torch.where(mean.abs() < tiny, 0, mean) if flushed else mean)
 
 
 USE = """
