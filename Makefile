@@ -3,10 +3,11 @@
 #   make demo       train on real recordings, print the table, draw the picture
 #   make test       the quick tests                 make test-all   all tests
 #   make bench      the benchmarks                  make lint       formatting, lint, types
+#   make gpu        on a machine with a GPU: are its kernels right there, and how fast
 #   make clean      remove what was built           make install    only make the environment
 #
 # PYTHON=python3.12 chooses the interpreter, MMER_BUILD=auto allows compiled parts to be left out,
-# PYTEST_ARGS="-k philox" goes to pytest.
+# PYTEST_ARGS="-k philox" goes to pytest, BENCH_ARGS="--suite standard" to `mmer bench`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +24,7 @@ export MMER_BUILD
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test test-all bench lint clean
+.PHONY: install demo test test-all bench gpu lint sanitize emulate-arm clean
 
 install: $(VENV)/.dev
 
@@ -37,13 +38,25 @@ test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m pytest benchmarks --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/mmer bench $(BENCH_ARGS)
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/kernels/test_gpu.py $(PYTEST_ARGS)
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
 	$(BIN)/mypy
+
+# Neither needs torch or the built package: they compile the kernels with a driver of their own.
+sanitize: $(VENV)/.torch
+	$(BIN)/python tests/native/run.py --sanitize thread
+	$(BIN)/python tests/native/run.py --sanitize address,undefined
+
+emulate-arm: $(VENV)/.torch
+	$(BIN)/python tests/native/run.py --compiler "aarch64-linux-gnu-g++ -static" --emulator qemu-aarch64-static
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

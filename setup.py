@@ -222,7 +222,8 @@ def native_needs() -> Needs:
             pybind11.get_include(),
             "-isystem",
             sysconfig.get_path("include"),
-        ]
+        ],
+        link_flags=["-pthread"],
     )
 
 
@@ -364,7 +365,10 @@ setup(
                 "csrc/dropout_bits.cpp",
             ],
         ),
-        Extension("mmer._native", ["csrc/native.cpp", "csrc/cpu_features.cpp"]),
+        Extension(
+            "mmer._native",
+            ["csrc/native.cpp", "csrc/arithmetic_peak.cpp", "csrc/cpu_features.cpp"],
+        ),
     ],
     cmdclass={"build_ext": BuildParts},
 )

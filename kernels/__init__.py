@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import bidirectional, chunked, cpu, shared
+import torch
+
+from . import bidirectional, chunked, cpu, shared, triton_backend
 from .backends import (
     Explanation,
     available_backends,
@@ -21,6 +23,7 @@ from .chunked import (
     chunked_attention_step,
 )
 from .chunked.window import WINDOW
+from .decompositions import decompose
 from .registration import OperatorDefinition
 from .shared import shared_cross_attention
 
@@ -32,6 +35,7 @@ __all__ = [
     "chunk_summaries",
     "chunked_attention",
     "chunked_attention_step",
+    "decompositions",
     "explain",
     "machine_reasons",
     "shared_cross_attention",
@@ -42,7 +46,11 @@ _OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
     for module in (bidirectional, shared, chunked)
 }
 _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
-define_reference(*_DEFINITIONS, WINDOW)
+# From the root of the repository, transformers finds this folder when it looks for a package named
+# kernels: as that it loads, and registers nothing.
+if __name__ == "mmer.kernels":
+    define_reference(*_DEFINITIONS, WINDOW)
+    triton_backend.enter(_DEFINITIONS)
 
 
 def enter_cpu(unavailable: str | None) -> None:
@@ -52,6 +60,14 @@ def enter_cpu(unavailable: str | None) -> None:
         unavailable: None if the library is loaded, else why it is not.
     """
     cpu.enter([*_DEFINITIONS, WINDOW], unavailable)
+
+
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """Return a table for ``torch.export.ExportedProgram.run_decompositions``.
+
+    It replaces the operators of every backend by plain PyTorch, which any exporter knows.
+    """
+    return decompose(_DEFINITIONS)
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:

@@ -71,7 +71,7 @@ class Explanation:
 _registered: dict[str, Backend] = {}
 _unavailable: dict[str, str] = {
     "cuda": "this version has no CUDA C++ kernels",
-    "triton": "this version has no Triton kernels",
+    "triton": "its operators are not registered",
     "cpu": "its operators are not loaded",
 }
 

@@ -1,22 +1,16 @@
 // Products of bfloat16 factors, added up in float32, by the tiles of AMX or by the bfloat16
-// instructions of AVX-512. Both take two neighbours of the inner dimension at once:
-//
-//   left (rows, inner), row-major      right (inner / 2, columns) of pairs
-//
-// Only units whose instruction set has one of them include this.
+// instructions of AVX-512. Only units whose instruction set has one of them include this.
 
 #pragma once
 
-#include "product_float32.h"
+#if defined(__AMX_BF16__)
+#include "multiply_amx.h"
+#else
+#include "multiply_avx512_bf16.h"
+#endif
 
 namespace mmer::cpu {
 namespace {
-
-// Inner dimensions are padded with zeros to whole rows of a tile, and left rows to whole tiles.
-constexpr int64_t inner_unit = 32;
-constexpr int64_t tile_side = 16;
-
-static_assert(row_block % inner_unit == 0 && column_block % inner_unit == 0);
 
 // The halves of a vector as pairs, the lower half's elements in the pairs' low halves.
 __attribute__((always_inline)) inline __m512i pair_halves(__m512i both) {
@@ -72,162 +66,6 @@ inline void pack_bfloat16(const Source& source, Range steps, int64_t stride, uin
     for (int64_t k = 0; k < width; k += lanes) store_bfloat16(to + k, load(row + k));
   }
 }
-
-#if defined(__AMX_BF16__)
-
-// Eight tiles of 16 rows of 64 bytes.
-alignas(64) constexpr struct {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-} tile_layout;
-
-// The tiles of a thread while kernels run.
-class TileConfiguration {
- public:
-  TileConfiguration() { _tile_loadconfig(&tile_layout); }
-  ~TileConfiguration() { _tile_release(); }
-  TileConfiguration(const TileConfiguration&) = delete;
-  TileConfiguration& operator=(const TileConfiguration&) = delete;
-};
-
-// result (16 row_tiles, 16 column_tiles) = or += left right, with `inner` a multiple of 32. Tiles
-// are named in the instructions: 0 to 3 hold the result, 4 and 5 the left, 6 and 7 the right.
-template <Result result_is, int row_tiles, int column_tiles>
-inline void multiply_tiles(int64_t inner, const uint16_t* left, int64_t left_stride,
-                           const uint32_t* right, int64_t right_stride, float* result,
-                           int64_t result_stride) {
-  const int64_t left_bytes = 2 * left_stride, right_bytes = 4 * right_stride;
-  const int64_t result_bytes = 4 * result_stride;
-  float* below = result + tile_side * result_stride;
-  if constexpr (result_is == Result::added_to) {
-    _tile_loadd(0, result, result_bytes);
-    if constexpr (column_tiles > 1) _tile_loadd(1, result + tile_side, result_bytes);
-    if constexpr (row_tiles > 1) _tile_loadd(2, below, result_bytes);
-    if constexpr (row_tiles > 1 && column_tiles > 1) {
-      _tile_loadd(3, below + tile_side, result_bytes);
-    }
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t k = 0; k < inner; k += inner_unit) {
-    _tile_loadd(4, left + k, left_bytes);
-    _tile_loadd(6, right, right_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (column_tiles > 1) {
-      _tile_loadd(7, right + tile_side, right_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-    if constexpr (row_tiles > 1) {
-      _tile_loadd(5, left + tile_side * left_stride + k, left_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (column_tiles > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-    right += inner_unit / 2 * right_stride;
-  }
-  _tile_stored(0, result, result_bytes);
-  if constexpr (column_tiles > 1) _tile_stored(1, result + tile_side, result_bytes);
-  if constexpr (row_tiles > 1) _tile_stored(2, below, result_bytes);
-  if constexpr (row_tiles > 1 && column_tiles > 1) {
-    _tile_stored(3, below + tile_side, result_bytes);
-  }
-}
-
-// One panel; rows and columns are rounded up to whole tiles.
-template <Result result_is>
-inline void multiply_panel(int64_t rows, int64_t inner, int64_t vectors, const uint16_t* left,
-                           int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                           float* result, int64_t result_stride) {
-  // GCC does not know that loading a tile reads memory.
-  __asm__ volatile("" ::: "memory");
-  for (int64_t v = 0; v < vectors; v += 2) {
-    const bool wide = v + 1 < vectors;
-    for (int64_t row = 0; row < rows; row += 2 * tile_side) {
-      const bool tall = row + tile_side < rows;
-      const auto multiply =
-          wide ? (tall ? multiply_tiles<result_is, 2, 2> : multiply_tiles<result_is, 1, 2>)
-               : (tall ? multiply_tiles<result_is, 2, 1> : multiply_tiles<result_is, 1, 1>);
-      multiply(inner, left + row * left_stride, left_stride, right + v * lanes, right_stride,
-               result + row * result_stride + v * lanes, result_stride);
-    }
-  }
-}
-
-#else
-
-struct TileConfiguration {};
-
-// result (rows, vectors * lanes) = or += left (rows, inner) right (inner, vectors * lanes)
-template <Result result_is, int rows, int vectors>
-__attribute__((noinline)) void multiply_pairs(int64_t inner, const uint16_t* __restrict left,
-                                              int64_t left_stride, const uint32_t* __restrict right,
-                                              int64_t right_stride, float* __restrict result,
-                                              int64_t result_stride) {
-  Vector sums[rows][vectors] = {};
-  for (int64_t k = 0; k < inner; k += 2) {
-    __m512i right_row[vectors];
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) right_row[v] = _mm512_loadu_si512(right + v * lanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; ++i) {
-      uint32_t pair;
-      std::memcpy(&pair, left + i * left_stride + k, sizeof pair);
-      const __m512bh factor = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors; ++v) {
-        const __m512bh other = reinterpret_cast<__m512bh>(right_row[v]);
-        sums[i][v] = _mm512_dpbf16_ps(sums[i][v], factor, other);
-      }
-    }
-    right += right_stride;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      float* place = result + i * result_stride + v * lanes;
-      store(place, result_is == Result::added_to ? load(place) + sums[i][v] : sums[i][v]);
-    }
-  }
-}
-
-template <Result result_is, int vectors, int rows = tile_rows(vectors)>
-inline void multiply_pair_rows(int count, int64_t inner, const uint16_t* left, int64_t left_stride,
-                               const uint32_t* right, int64_t right_stride, float* result,
-                               int64_t result_stride) {
-  if (count == rows) {
-    multiply_pairs<result_is, rows, vectors>(inner, left, left_stride, right, right_stride, result,
-                                             result_stride);
-  } else if constexpr (rows > 1) {
-    multiply_pair_rows<result_is, vectors, rows - 1>(count, inner, left, left_stride, right,
-                                                     right_stride, result, result_stride);
-  }
-}
-
-template <Result result_is, int width = panel_vectors>
-inline void multiply_panel(int64_t rows, int64_t inner, int64_t vectors, const uint16_t* left,
-                           int64_t left_stride, const uint32_t* right, int64_t right_stride,
-                           float* result, int64_t result_stride) {
-  if (vectors != width) {
-    if constexpr (width > 1) {
-      multiply_panel<result_is, width - 1>(rows, inner, vectors, left, left_stride, right,
-                                           right_stride, result, result_stride);
-    }
-    return;
-  }
-  const int64_t tiles = (rows + tile_rows(width) - 1) / tile_rows(width);
-  for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
-    const int count = static_cast<int>(rows / tiles + (tile < rows % tiles));
-    multiply_pair_rows<result_is, width>(count, inner, left + row * left_stride, left_stride, right,
-                                         right_stride, result + row * result_stride, result_stride);
-    row += count;
-  }
-}
-
-#endif
 
 // Arithmetic on bfloat16 factors. It has the same parts as Float32, which describes them; weights
 // are rounded once for each of the two products that they are the left factor of.

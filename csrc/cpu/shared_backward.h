@@ -17,55 +17,6 @@
 namespace mmer::cpu {
 namespace {
 
-// Gradients of the columns from some groups of rows: that of qk without the factor `scale`.
-struct ColumnGradients {
-  float *qk, *value;
-
-  ColumnGradients(Arena& arena, const SharedProblem& problem)
-      : qk(arena.take(qk_size(problem))), value(arena.take(value_size(problem))) {}
-
-  static int64_t qk_size(const SharedProblem& problem) {
-    return round_up(problem.columns.time, 16) * row_stride(problem.options.head_dim);
-  }
-
-  static int64_t value_size(const SharedProblem& problem) {
-    return round_up(problem.columns.time, 16) * row_stride(problem.columns.value_dim);
-  }
-
-  static Range all(const SharedProblem& problem) { return {0, problem.columns.time}; }
-
-  static void put_together(const SharedProblem& problem, const Task& first, Range columns) {
-    put_together_columns<ColumnGradients>(problem, first, columns);
-  }
-
-  void clear(const SharedProblem& problem) const {
-    fill(qk, qk_size(problem), 0.0f);
-    fill(value, value_size(problem), 0.0f);
-  }
-
-  // Takes the gradients of the next group in.
-  void merge(const SharedProblem& problem, const Task&, Range columns,
-             const ColumnGradients& next) const {
-    const int64_t stride = row_stride(problem.options.head_dim);
-    const int64_t value_stride = row_stride(problem.columns.value_dim);
-    for (int64_t n = columns.begin * stride; n < columns.end * stride; ++n) qk[n] += next.qk[n];
-    for (int64_t n = columns.begin * value_stride; n < columns.end * value_stride; ++n) {
-      value[n] += next.value[n];
-    }
-  }
-
-  void write(const SharedProblem& problem, const Task& task, Range columns) const {
-    const Side& side = problem.columns;
-    const int64_t dim = problem.options.head_dim;
-    for (int64_t j = columns.begin; j < columns.end; ++j) {
-      write_row(side.grad_qk, task.batch, task.head, j, dim, qk + j * row_stride(dim),
-                problem.options.scale);
-      write_row(side.grad_value, task.batch, task.head, j, side.value_dim,
-                value + j * row_stride(side.value_dim), 1.0f);
-    }
-  }
-};
-
 template <class Arithmetic>
 struct SharedBackwardWorkspace {
   ColumnGradients total, part;
