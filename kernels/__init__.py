@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import bidirectional, chunked, cpu, shared
+from . import bidirectional, chunked, cpu, cuda, shared
 from .backends import (
     Explanation,
     available_backends,
@@ -51,6 +51,15 @@ def enter_cpu(unavailable: str | None) -> None:
         unavailable: None if the library is loaded, else why it is not.
     """
     cpu.enter(_DEFINITIONS, unavailable)
+
+
+def enter_cuda(unavailable: str | None) -> None:
+    """Enter the CUDA C++ kernels, once their library was loaded, or say why it could not be.
+
+    Args:
+        unavailable: None if the library is loaded, else why it is not.
+    """
+    cuda.enter(_DEFINITIONS, unavailable)
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:

@@ -66,7 +66,7 @@ class Explanation:
 
 _registered: dict[str, Backend] = {}
 _unavailable: dict[str, str] = {
-    "cuda": "this version has no CUDA C++ kernels",
+    "cuda": "its operators are not loaded",
     "triton": "this version has no Triton kernels",
     "cpu": "its operators are not loaded",
 }

@@ -37,6 +37,7 @@ needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("c++", "g++", "clang++")),
     reason="needs a C++ compiler",
 )
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc on the PATH")
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_install_with_a_failing_compiler(run_python: RunPython, tree: Path, tmp_
     parts = use_installed(run_python, target)
     for part, source in (("operators", "csrc/operators.cpp"), ("native", "csrc/native.cpp")):
         assert parts[part] == f"{source}: /bin/false failed with exit status 1"
-    assert parts["cuda"] == "this version of mmer has no CUDA kernels"
+    assert parts["cuda"] == "FORCE_CUDA was 0 when mmer was built"
 
 
 @needs_compiler
@@ -154,7 +155,21 @@ def test_one_part_failing_leaves_the_other(run_python: RunPython, tree: Path) ->
         ({"MMER_BUILD": "require", "CXX": "no-such-compiler"}, "no-such-compiler cannot be run"),
         ({"MMER_BUILD": "sometimes"}, "MMER_BUILD must be auto, require or none"),
         ({"MAX_JOBS": "many"}, "MAX_JOBS must be a positive integer"),
-        ({"FORCE_CUDA": "1"}, "FORCE_CUDA is 1, but this version of mmer has no CUDA kernels"),
+        ({"FORCE_CUDA": "maybe"}, "FORCE_CUDA must be 0 or 1, got 'maybe'"),
+        (
+            {"FORCE_CUDA": "1", "CUDA_HOME": "/nowhere"},
+            "FORCE_CUDA is 1, but cuda is left out: CUDA_HOME is /nowhere, where there is no bin",
+        ),
+        pytest.param(
+            {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.6 7.5"},
+            "the CUDA kernels need compute capability 8.0, not 7.5",
+            marks=needs_nvcc,
+        ),
+        pytest.param(
+            {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "Ampere"},
+            "TORCH_CUDA_ARCH_LIST holds 'Ampere', wanted 8.0, 9.0a or 9.0+PTX",
+            marks=needs_nvcc,
+        ),
     ],
 )
 def test_a_build_that_must_fail(
