@@ -167,7 +167,8 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       });
       float factor = problem.scale;
       if (timed || !of_tokens || segment.mask.data || !seen.whole(first_key, first_key + keys)) {
-        hide<keys>(scores_rmem, factor, bias_smem + stage * keys, seen, first_key);
+        hide<keys>(scores_rmem, factor, bias_smem + stage * keys, seen, first_key,
+                   hides_by_position(segment.window, direction.time));
         if (timed) {
           subtract_gaps<keys>(scores_rmem, row_times, times_smem + stage * keys, decay,
                               problem.extras.max_gap);

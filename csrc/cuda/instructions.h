@@ -112,6 +112,13 @@ MMER_DEVICE uint4 load_shared(uint32_t address) {
   return words;
 }
 
+// In one piece, which the compiler does not make of an assignment.
+MMER_DEVICE void store_global(void* pointer, uint4 words) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(pointer), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 MMER_DEVICE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -75,7 +75,7 @@ void launch(const std::vector<Plan>& plans, void* stream) {
         cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(plan.blocks)),
                          dim3(static_cast<unsigned>(plan.threads)), arguments,
                          static_cast<size_t>(plan.shared_bytes), static_cast<cudaStream_t>(stream)),
-        plan);
+        kernel_name(plan.kernel));
   }
 }
 

@@ -211,7 +211,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
           [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_x_smem, warp_row, step); });
       float factor = problem.scale;
       if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
-        hide<tile_steps>(scores_rmem, factor, bias_smem + place, seen, first);
+        hide<tile_steps>(scores_rmem, factor, bias_smem + place, seen, first,
+                         hides_by_position(owner.windows[number], own.time));
         if (timed) {
           subtract_gaps<tile_steps>(scores_rmem, own_times, times_smem + place, decay,
                                     problem.extras.max_gap);

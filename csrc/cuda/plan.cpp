@@ -177,7 +177,7 @@ int64_t shared_forward_shared_bytes(int row_class, int columns, int64_t time) {
   const SharedConfig config = shared_config(row_class);
   const int64_t tile = config.tile(columns), rows = config.rows(), row_bytes = columns * 2;
   const int64_t weights_bytes = std::max(row_bytes, tile * 2 + 16);
-  const int64_t parts = config.warps * (tile + 16) + rows + config.warps;
+  const int64_t parts = config.warps * (tile + 16) + 2 * rows + config.warps;
   // A bias and an exact reference of each column.
   const int64_t column_floats = 2 * tiles_of(time, tile) * tile;
   return rows * (row_bytes + weights_bytes) + 4 * tile * row_bytes + 4 * (parts + column_floats);

@@ -43,7 +43,8 @@ struct SharedSmem {
   static constexpr int value_b = b + 2 * tile_bytes;                     // two stages
   static constexpr int column_parts = value_b + 2 * tile_bytes;          // (warps, tile) floats
   static constexpr int row_bias = column_parts + config.warps * (tile + 16) * 4;
-  static constexpr int warp_parts = row_bias + config.rows() * 4;
+  static constexpr int row_reference = row_bias + config.rows() * 4;
+  static constexpr int warp_parts = row_reference + config.rows() * 4;
   static constexpr int column_bias = warp_parts + config.warps * 4;  // as many floats as columns
 };
 
@@ -63,6 +64,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   const uint32_t base = shared_address(smem);
   float* parts_smem = reinterpret_cast<float*>(smem + Smem::column_parts);
   float* row_bias_smem = reinterpret_cast<float*>(smem + Smem::row_bias);
+  // Of each row, in the exact pass; its registers would be missed in every pass.
+  float* row_reference_smem = reinterpret_cast<float*>(smem + Smem::row_reference);
   float* warp_parts_smem = reinterpret_cast<float*>(smem + Smem::warp_parts);
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::column_bias);
   const Tile<columns> a_smem{base + Smem::weights}, value_a_smem{base + Smem::value_a};
@@ -104,27 +107,26 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   __syncthreads();
 
   uint32_t a_rmem[row_tiles][columns / 16][4];
-  float row_start[row_tiles][2];
 #pragma unroll
   for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
     for (int step = 0; step < columns / 16; ++step) {
       load_fragment(a_rmem[m][step], a_smem, warp_row + m * 16, step);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      row_start[m][half] = row_bias_smem[warp_row + m * 16 + half * 8 + first_of_eight];
-    }
   }
   __syncthreads();  // P takes a's place
 
+  // Where the sums of a row's products start: read again for each strip, as registers are short.
+  const auto row_start = [&](int m, int half) {
+    return row_bias_smem[warp_row + m * 16 + half * 8 + first_of_eight];
+  };
   // scores (16 row_tiles, 16) = a (16 row_tiles, columns) b^T of a strip of 16 columns
   const auto multiply_strip = [&](float (&scores)[row_tiles][2][4], uint32_t b_address, int strip) {
     const Tile<columns> b_smem{b_address};
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) scores[m][e / 4][e % 4] = row_start[m][e % 4 / 2];
+      for (int e = 0; e < 8; ++e) scores[m][e / 4][e % 4] = row_start(m, e % 4 / 2);
     }
 #pragma unroll
     for (int step = 0; step < columns / 16; ++step) {
@@ -167,14 +169,14 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     __syncthreads();
   }
 
-  float row_reference[row_tiles][2];
   float out_rmem[row_tiles][columns / 8][4];
   float row_sum[row_tiles][2];
 
   // The maximum of every row and of every column, for the exact pass.
   const auto find_maxima = [&] {
+    float row_max[row_tiles][2];
 #pragma unroll
-    for (int m = 0; m < row_tiles; ++m) row_reference[m][0] = row_reference[m][1] = -infinity;
+    for (int m = 0; m < row_tiles; ++m) row_max[m][0] = row_max[m][1] = -infinity;
     for (int number = 0; number < tile_count; ++number) {
       load_tile(number);
       cp_async_commit();
@@ -191,8 +193,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
           for (int e = 0; e < 8; ++e) {
             const float bias = bias_smem[number * tile + strip_column(strip, e / 4, e)];
             const float logit = fmaf(scores_rmem[m][e / 4][e % 4], problem.scale, bias);
-            float& row_max = row_reference[m][e % 4 / 2];
-            row_max = fmaxf(row_max, logit);
+            float& of_row = row_max[m][e % 4 / 2];
+            of_row = fmaxf(of_row, logit);
             float& of_column = column_max[e / 4 * 2 + e % 2];
             of_column = fmaxf(of_column, logit);
           }
@@ -221,10 +223,14 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float row_max = row_maximum(row_reference[m][half]);
-        row_reference[m][half] = row_max > nothing_seen ? row_max : 0.0f;
+        const float largest = row_maximum(row_max[m][half]);
+        if (quad == 0) {
+          row_reference_smem[warp_row + m * 16 + half * 8 + first_of_eight] =
+              largest > nothing_seen ? largest : 0.0f;
+        }
       }
     }
+    __syncwarp();
     load_tile(0);
     cp_async_commit();
   };
@@ -249,47 +255,44 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
         float scores_rmem[row_tiles][2][4];
         multiply_strip(scores_rmem, b_address, strip);
         float column_sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        uint32_t row_weights[row_tiles][4], column_weights[row_tiles][4];
+        uint32_t row_weights[row_tiles][4];
 #pragma unroll
         for (int m = 0; m < row_tiles; ++m) {
-          float for_columns[2][4];
-#pragma unroll
-          for (int e = 0; e < 8; ++e) {
-            float& score = scores_rmem[m][e / 4][e % 4];
-            const int column = number * tile + strip_column(strip, e / 4, e);
-            float of_row, of_column;
-            if (exact) {
-              const float logit = fmaf(score, problem.scale, bias_smem[column]);
-              of_row = exp2_fast(logit - row_reference[m][e % 4 / 2]);
-              of_column = exp2_fast(logit - reference_smem[column]);
-            } else {
-              of_row = exp2_fast(fmaf(score, problem.scale, bias_smem[column] - reference));
-              of_column = of_row;
-            }
-            row_sum[m][e % 4 / 2] += of_row;
-            column_sum[e / 4 * 2 + e % 2] += of_column;
-            score = of_row;
-            for_columns[e / 4][e % 4] = of_column;
-          }
+          uint32_t column_weights[4];
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
-            const float* of_row = &scores_rmem[m][n / 2][n % 2 * 2];
+            // Two neighbours of a row: register n of the fragment of P.
+            float of_row[2], of_column[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const float score = scores_rmem[m][n / 2][n % 2 * 2 + e];
+              const int column = number * tile + strip_column(strip, n / 2, e);
+              if (exact) {
+                const float logit = fmaf(score, problem.scale, bias_smem[column]);
+                of_row[e] = exp2_fast(
+                    logit - row_reference_smem[warp_row + m * 16 + n % 2 * 8 + first_of_eight]);
+                of_column[e] = exp2_fast(logit - reference_smem[column]);
+              } else {
+                of_row[e] = exp2_fast(fmaf(score, problem.scale, bias_smem[column] - reference));
+                of_column[e] = of_row[e];
+              }
+              row_sum[m][n % 2] += of_row[e];
+              column_sum[n / 2 * 2 + e] += of_column[e];
+            }
             row_weights[m][n] = Element::pack(of_row[0], of_row[1]);
-            const float* of_column = &for_columns[n / 2][n % 2 * 2];
-            column_weights[m][n] = Element::pack(of_column[0], of_column[1]);
+            column_weights[n] = Element::pack(of_column[0], of_column[1]);
           }
           // P (rows, tile)
           const uint32_t weights_address =
               base + Smem::weights + (warp_row + m * 16) * Smem::row_bytes + strip * 32;
 #if __CUDA_ARCH__ >= 900
-          stmatrix(weights_address + lane % 16 * Smem::row_bytes + lane / 16 * 16,
-                   column_weights[m]);
+          stmatrix(weights_address + lane % 16 * Smem::row_bytes + lane / 16 * 16, column_weights);
 #else
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
             store_shared(weights_address + (n % 2 * 8 + first_of_eight) * Smem::row_bytes +
                              n / 2 * 16 + quad * 4,
-                         column_weights[m][n]);
+                         column_weights[n]);
           }
 #endif
         }
@@ -327,7 +330,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
         uint32_t weights_address = base + Smem::weights +
                                    (lane / 16 * 8 + lane % 8) * Smem::row_bytes + tile_column * 2 +
                                    lane / 8 % 2 * 16;
-#pragma unroll 2
+#pragma unroll 1
         for (int step = 0; step < row_steps; ++step, weights_address += 16 * Smem::row_bytes) {
           uint32_t transposed[4];
           ldmatrix_transposed(transposed, weights_address);
@@ -373,21 +376,23 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
         float& sum = row_sum[m][half];
         sum = row_total(sum);
         const bool safe = sum > Range::lowest && sum < Range::highest;
-        unsafe = unsafe || (row_start[m][half] == 0.0f && !safe);
+        unsafe = unsafe || (row_start(m, half) == 0.0f && !safe);
       }
     }
     return unsafe;
   };
 
   bool exact = false;
-  int unsafe = attend(false);
-  for (int lanes = 16; lanes > 0; lanes /= 2) unsafe |= shuffle_xor(unsafe, lanes);
-  if (lane == 0) warp_parts_smem[warp] = static_cast<float>(unsafe);
-  __syncthreads();
-  for (int n = 0; n < config.warps; ++n) exact = exact || warp_parts_smem[n] != 0.0f;
-  if (exact) {
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    int unsafe = attend(exact);
+    if (exact) break;
+    for (int lanes = 16; lanes > 0; lanes /= 2) unsafe |= shuffle_xor(unsafe, lanes);
+    if (lane == 0) warp_parts_smem[warp] = static_cast<float>(unsafe);
+    __syncthreads();
+    for (int n = 0; n < config.warps; ++n) exact = exact || warp_parts_smem[n] != 0.0f;
+    if (!exact) break;
     find_maxima();
-    attend(true);
   }
   cp_async_wait<0>();
 
@@ -401,7 +406,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
       const float sum = row_sum[m][half];
       inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
       if (quad == 0 && row < row_side.time) {
-        const float point = exact ? row_reference[m][half] : reference;
+        const float point = exact ? row_reference_smem[row] : reference;
         row_side.lse[static_cast<int64_t>(blockIdx.x) * row_side.time + row] =
             sum > 0.0f ? (log2_fast(sum) + point) * ln_2 : -infinity;
       }

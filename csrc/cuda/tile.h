@@ -127,7 +127,7 @@ MMER_DEVICE void store_warp_rows(Tile<tile_columns> staging_smem, int tile_row, 
     const uint4 words = load_shared(staging_smem.piece(tile_row + row, first_column / 8 + piece));
     uint16_t* piece_gmem = target_gmem + (first + row) * target.time_stride + column;
     if (target.aligned && column + 8 <= target.dim) {
-      *reinterpret_cast<uint4*>(piece_gmem) = words;
+      store_global(piece_gmem, words);
     } else {
       const uint32_t parts[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll

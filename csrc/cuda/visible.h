@@ -38,6 +38,11 @@ MMER_DEVICE Tiles tiles_seen(const Window& window, int row, int own_time, int ot
   return {first, max((end - first + tile - 1) / tile, 0)};
 }
 
+// Whether steps of the same sequence see different ones of the other.
+MMER_DEVICE bool hides_by_position(const Window& window, int own_time) {
+  return window.own_chunk < own_time || window.causal != 0;
+}
+
 // What the two rows of a thread, and the 16 of its warp, see.
 struct RowsSeen {
   Interval rows[2];
@@ -60,20 +65,27 @@ struct RowsSeen {
   MMER_DEVICE bool none(int first, int end) const { return end <= some.first || first >= some.end; }
 };
 
-// logits = scale * scores + the bias of each key, -inf where the row does not see the key.
+// logits = scale * scores + the bias of each key, -inf where the row does not see the key. Keys
+// past the end have a bias of -inf: `by_position` says that a window hides others too.
 template <int keys>
 MMER_DEVICE void hide(float (&scores)[keys / 8][4], float scale, const float* bias_smem,
-                      const RowsSeen& seen, int first_key) {
+                      const RowsSeen& seen, int first_key, bool by_position) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < keys / 8; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int column = n * 8 + lane % 4 * 2 + e % 2;
+      scores[n][e] = fmaf(scores[n][e], scale, bias_smem[n * 8 + lane % 4 * 2 + e % 2]);
+    }
+  }
+  if (!by_position) return;
+#pragma unroll
+  for (int n = 0; n < keys / 8; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
       const Interval& row = seen.rows[e / 2];
-      const float logit = fmaf(scores[n][e], scale, bias_smem[column]);
-      const int key = first_key + column;
-      scores[n][e] = key >= row.first && key < row.end ? logit : -infinity;
+      const int key = first_key + n * 8 + lane % 4 * 2 + e % 2;
+      if (!(key >= row.first && key < row.end)) scores[n][e] = -infinity;
     }
   }
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -216,3 +217,26 @@ def test_complete_build(run_python: RunPython, tree: Path, tmp_path: Path) -> No
     # A path of the machine that built it would be wrong on every other one.
     for library in (target / "mmer").glob("*.so"):
         assert str(tree).encode() not in library.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@needs_compiler
+@needs_nvcc
+def test_cuda_is_built_for_a_torch_without_it(
+    run_python: RunPython, tree: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "site"
+    done = run_python(
+        *(*PIP_INSTALL, str(target), str(tree)),
+        folder=tmp_path,
+        MMER_BUILD="require",
+        FORCE_CUDA="1",
+        TORCH_CUDA_ARCH_LIST="8.0",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = use_installed(run_python, target)
+    if torch.version.cuda is None:
+        assert parts["cuda"] == "_cuda.so is built, but this torch is a build without CUDA"
+    else:
+        assert parts["cuda"] is None

@@ -54,11 +54,9 @@ FORWARD = {
     "shorter wait": Mutation(
         "directed_forward.h", "cp_async_wait<1>();", "cp_async_wait<2>();", "copy in flight"
     ),
-    "end of the keys": Mutation(
-        "visible.h", "key >= row.first && key < row.end ? logit", "key >= row.first ? logit", None
-    ),
+    "end of the keys": Mutation("directed_forward.h", "is_seen ? bias : -infinity", "bias", None),
     "bias of the keys": Mutation(
-        "visible.h", "fmaf(scores[n][e], scale, bias_smem[column])", "scores[n][e] * scale", None
+        "visible.h", "bias_smem[n * 8 + lane % 4 * 2 + e % 2]);", "0.0f);", None
     ),
     "rows past the end are loaded": Mutation(
         "tile.h",
