@@ -3,10 +3,11 @@
 #   make demo       train on real recordings, print the table, draw the picture
 #   make test       the quick tests                 make test-all   all tests
 #   make bench      the benchmarks                  make lint       formatting, lint, types
+#   make gpu        on a machine with a GPU: are its kernels right there, and how fast
 #   make clean      remove what was built           make install    only make the environment
 #
 # PYTHON=python3.12 chooses the interpreter, MMER_BUILD=auto allows compiled parts to be left out,
-# PYTEST_ARGS="-k philox" goes to pytest.
+# PYTEST_ARGS="-k philox" goes to pytest, BENCH_ARGS="--suite standard" to `mmer bench`.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +24,7 @@ export MMER_BUILD
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test test-all bench lint clean
+.PHONY: install demo test test-all bench gpu lint clean
 
 install: $(VENV)/.dev
 
@@ -37,7 +38,11 @@ test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m pytest benchmarks --timeout 0 $(PYTEST_ARGS)
+	$(BIN)/mmer bench $(BENCH_ARGS)
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/kernels/test_gpu.py $(PYTEST_ARGS)
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -58,15 +58,22 @@ SHARED_FLAGS = (
 # The CPU kernels are one source, compiled once for each set of instructions and chosen from when
 # they run. An AVX-512 copy of anything shared would crash older CPUs: the source exports a table.
 KERNELS = "csrc/cpu/kernels.cpp"
-KERNEL_FLAGS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+# Loops that fill a few vectors are no calls of memset.
+KERNEL_FLAGS = [
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    "-fno-tree-loop-distribute-patterns",
+]
+# GCC's own headers for AVX-512 make use of variables that are not initialized.
+AVX512_FLAGS = [
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    *("-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+]
 X86_KERNELS = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    # GCC's own headers for AVX-512 make use of variables that are not initialized.
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
-        *("-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
-    ],
+    "avx512": AVX512_FLAGS,
+    "avx512_bf16": [*AVX512_FLAGS, "-mavx512bf16"],
+    "amx": [*AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 # Every 64-bit ARM has NEON.
 ARM_KERNELS: dict[str, list[str]] = {"portable": [], "neon": []}
@@ -153,8 +160,17 @@ def find_compiler() -> list[str]:
     raise LeftOut("no C++ compiler was found; install g++ or clang++, or set CXX")
 
 
+def accepts(compiler: Sequence[str], flags: Sequence[str]) -> bool:
+    """Say whether the compiler knows the flags."""
+    command = [*compiler, *environment_flags("CXXFLAGS"), *flags, "-x", "c++", "-fsyntax-only", "-"]
+    try:
+        return subprocess.run(command, input=b"", capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def kernel_sets(compiler: Sequence[str]) -> dict[str, list[str]]:
-    """Return the sets of CPU kernels for the machine that the compiler builds for, with flags."""
+    """Return the sets of CPU kernels that the compiler can build for its machine, with flags."""
     command = [*compiler, *environment_flags("CXXFLAGS"), "-dumpmachine"]
     try:
         target = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -162,8 +178,10 @@ def kernel_sets(compiler: Sequence[str]) -> dict[str, list[str]]:
         target = platform.machine()
     machine = target.strip().partition("-")[0].lower()
     if machine in ("x86_64", "amd64"):
-        return X86_KERNELS
-    return ARM_KERNELS if machine in ("aarch64", "arm64") else OTHER_KERNELS
+        known = X86_KERNELS
+    else:
+        known = ARM_KERNELS if machine in ("aarch64", "arm64") else OTHER_KERNELS
+    return {name: flags for name, flags in known.items() if accepts(compiler, flags)}
 
 
 def find_torch() -> Path:
@@ -199,10 +217,12 @@ def operators_needs() -> Needs:
         wanted = ".".join(map(str, TORCH_MINIMUM))
         raise LeftOut(f"the operators need torch >= {wanted}, found {found[1]}.{found[2]}")
     compiler = find_compiler()
+    sets = kernel_sets(compiler)
+    present = [f"-DMMER_WITH_{name.upper()}" for name in sets]
     kernels = []
-    for name, own_flags in kernel_sets(compiler).items():
+    for name, own_flags in sets.items():
         command = [
-            *(*compiler, *COMPILE_FLAGS, *KERNEL_FLAGS, *own_flags),
+            *(*compiler, *COMPILE_FLAGS, *KERNEL_FLAGS, *own_flags, *present),
             *(f"-DMMER_KERNELS=kernels_{name}", *environment_flags("CPPFLAGS")),
             *environment_flags("CXXFLAGS"),
         ]
@@ -210,6 +230,7 @@ def operators_needs() -> Needs:
     return Needs(
         compile_flags=[
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+            *present,
             "-isystem",
             str(folder / "include"),
         ],
@@ -238,7 +259,8 @@ def native_needs() -> Needs:
             pybind11.get_include(),
             "-isystem",
             sysconfig.get_path("include"),
-        ]
+        ],
+        link_flags=["-pthread"],
     )
 
 
@@ -454,7 +476,9 @@ setup(
             "mmer._operators",
             [
                 "csrc/operators.cpp",
-                "csrc/cpu/operators.cpp",
+                "csrc/cpu/shared_operator.cpp",
+                "csrc/cpu/bidirectional_operator.cpp",
+                "csrc/cpu/chunked_operator.cpp",
                 "csrc/cpu/capability.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/dropout_bits.cpp",
@@ -468,6 +492,7 @@ setup(
             "mmer._native",
             [
                 "csrc/native.cpp",
+                "csrc/arithmetic_peak.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/cuda/bind_plans.cpp",
                 "csrc/cuda/plan.cpp",

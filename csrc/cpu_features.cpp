@@ -6,6 +6,10 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace mmer {
 namespace {
@@ -34,6 +38,17 @@ uint32_t saved_register_states() {
   return low;
 }
 
+// Linux lets a process use the tiles of AMX once it has asked for them (ARCH_REQ_XCOMP_PERM with
+// the state XTILEDATA), which every thread then may.
+bool request_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
 // Bit numbers from Intel's Software Developer's Manual, volume 2A, CPUID.
 CpuFeatures detect() {
   CpuFeatures features;
@@ -42,7 +57,7 @@ CpuFeatures detect() {
   const CpuidRegisters extended_1 = cpuid(7, 1);
   features.sse4_2 = has_bit(basic.ecx, 20);
 
-  constexpr uint32_t ymm_states = 0x06, zmm_states = 0xE6;
+  constexpr uint32_t ymm_states = 0x06, zmm_states = 0xE6, tile_states = 0x60000;
   const bool has_xgetbv = has_bit(basic.ecx, 27);
   const uint32_t saved = has_xgetbv ? saved_register_states() : 0;
   if ((saved & ymm_states) == ymm_states) {
@@ -57,6 +72,9 @@ CpuFeatures detect() {
     features.avx512bw = has_bit(extended.ebx, 30);
     features.avx512vl = has_bit(extended.ebx, 31);
     features.avx512_bf16 = has_bit(extended_1.eax, 5);
+  }
+  if ((saved & tile_states) == tile_states) {
+    features.amx_bf16 = has_bit(extended.edx, 22) && has_bit(extended.edx, 24) && request_tiles();
   }
   return features;
 }
@@ -74,7 +92,8 @@ CpuFeatures detect() {
 #endif
 
 const std::vector<std::string>& known_capabilities() {
-  static const std::vector<std::string> names{"avx512_bf16", "avx512", "avx2", "neon", "portable"};
+  static const std::vector<std::string> names{"amx",  "avx512_bf16", "avx512",
+                                              "avx2", "neon",        "portable"};
   return names;
 }
 
@@ -100,6 +119,7 @@ std::vector<std::string> cpu_capabilities(const CpuFeatures& features) {
   const bool avx512 =
       avx2 && features.avx512f && features.avx512bw && features.avx512dq && features.avx512vl;
   std::vector<std::string> capabilities;
+  if (avx512 && features.avx512_bf16 && features.amx_bf16) capabilities.push_back("amx");
   if (avx512 && features.avx512_bf16) capabilities.push_back("avx512_bf16");
   if (avx512) capabilities.push_back("avx512");
   if (avx2) capabilities.push_back("avx2");

@@ -21,6 +21,7 @@ struct CpuFeatures {
   bool avx512dq = false;
   bool avx512vl = false;
   bool avx512_bf16 = false;
+  bool amx_bf16 = false;
   bool neon = false;
 };
 
@@ -29,7 +30,7 @@ struct NamedCpuFeature {
   bool CpuFeatures::* value;
 };
 
-constexpr std::array<NamedCpuFeature, 11> named_cpu_features{{
+constexpr std::array<NamedCpuFeature, 12> named_cpu_features{{
     {"sse4_2", &CpuFeatures::sse4_2},
     {"avx", &CpuFeatures::avx},
     {"f16c", &CpuFeatures::f16c},
@@ -40,6 +41,7 @@ constexpr std::array<NamedCpuFeature, 11> named_cpu_features{{
     {"avx512dq", &CpuFeatures::avx512dq},
     {"avx512vl", &CpuFeatures::avx512vl},
     {"avx512_bf16", &CpuFeatures::avx512_bf16},
+    {"amx_bf16", &CpuFeatures::amx_bf16},
     {"neon", &CpuFeatures::neon},
 }};
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "arithmetic_peak.h"
 #include "cpu_features.h"
 #include "cuda/bind_plans.h"
 #include "philox.h"
@@ -87,4 +88,10 @@ one that MMER_CPU_CAPABILITY names. Raises ValueError if that one cannot run.)")
   mmer::cuda::bind_plans(module);
   module.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"),
              R"(Return the four random words of Philox4x32-10 for a counter and a key.)");
+  module.def(
+      "measure_arithmetic_peaks", &mmer::measure_arithmetic_peaks, py::arg("threads"),
+      py::arg("seconds") = 0.2, py::call_guard<py::gil_scoped_release>(),
+      R"(Return the most floating point operations a second that this many threads reach, by kind of
+instruction: "float32", and where the CPU has them "avx512_bf16" and "amx_bf16". Takes about
+`seconds` for each.)");
 }

@@ -1,6 +1,6 @@
-// Registration of the compiled operators with PyTorch's stable ABI: argument checks and memory
-// here, arithmetic in torch-free sources. One binary serves every torch from TORCH_TARGET_VERSION
-// on, and every Python.
+// Registration of the small compiled operators with PyTorch's stable ABI; those of attention are in
+// cpu/. Argument checks and memory here, arithmetic in torch-free sources. One binary serves every
+// torch from TORCH_TARGET_VERSION on, and every Python.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -9,7 +9,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <string>
 
+#include "cpu/capability.h"
 #include "dropout_bits.h"
 
 namespace {
@@ -47,12 +49,21 @@ Tensor philox_uniform_bits(const Tensor& seed, int64_t batch_heads, int64_t quer
   return bits;
 }
 
+std::string kernel_capability() {
+  return mmer::cpu::kernel_capability();
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(mmer_cpu, library) {
+  library.def("kernel_capability() -> str");
   library.def(
       "philox_uniform_bits(Tensor seed, SymInt batch_heads, SymInt queries, SymInt keys, int "
       "stream) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mmer_cpu, CompositeExplicitAutograd, library) {
+  library.impl("kernel_capability", TORCH_BOX(&kernel_capability));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmer_cpu, CPU, library) {

@@ -25,10 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from rich.console import Console
 
+from mmer._console import wide_console
 from mmer.analysis.timeline import plot_timeline
 from mmer.data import load_dataset
 from mmer.training.config import TrainingConfig, config_from_dict, read_settings
-from mmer.training.display import ExperimentProgress, results_table, wide_console
+from mmer.training.display import ExperimentProgress, results_table
 from mmer.training.prediction import read_predictions
 from mmer.training.protocol import Job, plan_jobs, run_experiment, shortcut_file
 from mmer.training.run import PREDICTIONS

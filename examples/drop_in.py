@@ -9,33 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mmer.kernels import bidirectional_cross_attention, explain
-from mmer.layers import BidirectionalCrossAttention
+from mmer.replacement import merge_multihead_attention
 
 EMBED_DIM, HEADS = 64, 4
-
-
-def take_over(
-    layer: BidirectionalCrossAttention,
-    a_from_b: nn.MultiheadAttention,
-    b_from_a: nn.MultiheadAttention,
-) -> None:
-    """Copy the weights: A's queries meet B's keys and values, and the other way round."""
-    query_a, key_b, value_b = a_from_b.in_proj_weight.chunk(3)
-    query_b, key_a, value_a = b_from_a.in_proj_weight.chunk(3)
-    bias_query_a, bias_key_b, bias_value_b = a_from_b.in_proj_bias.chunk(3)
-    bias_query_b, bias_key_a, bias_value_a = b_from_a.in_proj_bias.chunk(3)
-    layer.load_state_dict(
-        {
-            "to_qkv_a.weight": torch.cat((query_a, key_a, value_a)),
-            "to_qkv_a.bias": torch.cat((bias_query_a, bias_key_a, bias_value_a)),
-            "to_qkv_b.weight": torch.cat((query_b, key_b, value_b)),
-            "to_qkv_b.bias": torch.cat((bias_query_b, bias_key_b, bias_value_b)),
-            "to_out_a.weight": a_from_b.out_proj.weight,
-            "to_out_a.bias": a_from_b.out_proj.bias,
-            "to_out_b.weight": b_from_a.out_proj.weight,
-            "to_out_b.bias": b_from_a.out_proj.bias,
-        }
-    )
 
 
 def largest_difference(ours: Tensor, theirs: Tensor, mask: Tensor) -> float:
@@ -52,8 +28,7 @@ def main() -> None:
 
     video_from_audio = nn.MultiheadAttention(EMBED_DIM, HEADS, batch_first=True)
     audio_from_video = nn.MultiheadAttention(EMBED_DIM, HEADS, batch_first=True)
-    layer = BidirectionalCrossAttention(EMBED_DIM, HEADS)
-    take_over(layer, video_from_audio, audio_from_video)
+    layer = merge_multihead_attention(video_from_audio, audio_from_video)
 
     with torch.no_grad():
         new_video, new_audio = layer(video, audio, mask_a=video_mask, mask_b=audio_mask)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import bidirectional, chunked, cpu, cuda, shared
+import torch
+
+from . import bidirectional, chunked, cpu, cuda, shared, triton_backend
 from .backends import (
     Explanation,
     available_backends,
@@ -20,6 +22,7 @@ from .chunked import (
     chunked_attention,
     chunked_attention_step,
 )
+from .decompositions import decompose
 from .registration import OperatorDefinition
 from .shared import shared_cross_attention
 
@@ -31,6 +34,7 @@ __all__ = [
     "chunk_summaries",
     "chunked_attention",
     "chunked_attention_step",
+    "decompositions",
     "explain",
     "machine_reasons",
     "shared_cross_attention",
@@ -41,7 +45,11 @@ _OPERATORS: dict[str, tuple[OperatorDefinition, Callable[..., Any]]] = {
     for module in (bidirectional, shared, chunked)
 }
 _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
-define_reference(*_DEFINITIONS)
+# From the root of the repository, transformers finds this folder when it looks for a package named
+# kernels: as that it loads, and registers nothing.
+if __name__ == "mmer.kernels":
+    define_reference(*_DEFINITIONS)
+    triton_backend.enter(_DEFINITIONS)
 
 
 def enter_cpu(unavailable: str | None) -> None:
@@ -60,6 +68,14 @@ def enter_cuda(unavailable: str | None) -> None:
         unavailable: None if the library is loaded, else why it is not.
     """
     cuda.enter(_DEFINITIONS, unavailable)
+
+
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """Return a table for ``torch.export.ExportedProgram.run_decompositions``.
+
+    It replaces the operators of every backend by plain PyTorch, which any exporter knows.
+    """
+    return decompose(_DEFINITIONS)
 
 
 def explain(op: str | Callable[..., Any], *arguments: Any, **options: Any) -> Explanation:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registration import OperatorDefinition, define
+from .direct import nothing_watches, transforms_are_active
+from .registration import OperatorDefinition, define, direct_call
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 _PREFERENCE = {
@@ -35,12 +36,15 @@ class Backend:
         refuse: ``(definition, tensors, options) -> reason`` why it cannot run a call, or None if it
             can.
         operators: names of the operators it has kernels for.
+        checked_dtypes: dtypes for which its operators themselves refuse whatever does not fit
+            together, so that a common call need not be validated before.
     """
 
     name: str
     device_types: tuple[str, ...]
     refuse: Refusal
     operators: frozenset[str]
+    checked_dtypes: tuple[torch.dtype, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Explanation:
 _registered: dict[str, Backend] = {}
 _unavailable: dict[str, str] = {
     "cuda": "its operators are not loaded",
-    "triton": "this version has no Triton kernels",
+    "triton": "its operators are not registered",
     "cpu": "its operators are not loaded",
 }
 
@@ -167,21 +171,76 @@ def explain_call(
 
 
 def run(
-    requested: str, definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any
+    requested: str,
+    definition: OperatorDefinition,
+    tensors: Sequence[Tensor],
+    options: Any,
+    return_lse: bool,
 ) -> tuple[Tensor, ...]:
     """Run a validated call on the backend that was requested or chosen.
 
-    Registered operators with derivatives do not take part in the transforms of ``torch.func``:
-    inside of them the reference runs as plain PyTorch.
+    Registered operators with derivatives do not take part in the transforms of ``torch.func`` and
+    have no forward-mode derivative: inside of these the reference runs as plain PyTorch.
+
+    Returns:
+        The outputs and, if they were asked for, the log-sum-exps.
     """
     name = choose(requested, definition, tensors, options)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    wanted = 2 * definition.outputs if return_lse else definition.outputs
+    if nothing_watches():
+        direct = direct_call(definition, f"mmer_{name}")((*tensors, *options), wanted)
+        if direct is not None:
+            return direct
+    elif not torch.compiler.is_compiling() and transforms_are_active():
         if requested not in ("auto", "reference"):
             raise RuntimeError(
                 f"backend {requested!r} cannot run {definition.name}: inside a transform of "
                 f'torch.func only "reference" can'
             )
-        return definition.forward(*tensors, options)
+        return definition.forward(*tensors, options)[:wanted]
     operator = getattr(getattr(torch.ops, f"mmer_{name}"), definition.name)
-    outputs: tuple[Tensor, ...] = operator(*tensors, *options)
+    outputs: tuple[Tensor, ...] = operator(*tensors, *options)[:wanted]
     return outputs
+
+
+def plain_head_dim(requested: str, tensor: object, dropout_p: object, deterministic: object) -> int:
+    """Return the last size of a call's first tensor if :func:`run_plain` may try it, else 0."""
+    backend = _registered.get("cpu")
+    if (
+        nothing_watches()
+        and requested == "auto"
+        and isinstance(dropout_p, float)
+        and dropout_p == 0.0
+        and deterministic is True
+        and backend is not None
+        and isinstance(tensor, Tensor)
+        and tensor.is_cpu
+        and tensor.dtype in backend.checked_dtypes
+        and tensor.dim() == 4
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return tensor.shape[3]
+    return 0
+
+
+def run_plain(
+    definition: OperatorDefinition, arguments: tuple[Any, ...], return_lse: bool
+) -> tuple[Tensor, ...] | None:
+    """Run a call that was not validated, if it is of the kind that most calls are.
+
+    The CPU's operators refuse tensors that do not fit together, but do not say what is wrong: a
+    call that is not run here must be validated, and run by :func:`run`.
+
+    Args:
+        definition: the operator.
+        arguments: tensors and masks as they were given, and no other options than the defaults.
+        return_lse: whether the log-sum-exps are wanted.
+
+    Returns:
+        The outputs and, if they were asked for, the log-sum-exps; None if the call was not run.
+    """
+    try:
+        wanted = 2 * definition.outputs if return_lse else definition.outputs
+        return direct_call(definition, "mmer_cpu")(arguments, wanted)
+    except RuntimeError:
+        return None

@@ -36,7 +36,7 @@ def enter(definitions: Sequence[OperatorDefinition], unavailable: str | None) ->
     for definition in definitions:
         attach(definition, NAMESPACE)
     names = frozenset(definition.name for definition in definitions)
-    register_backend(Backend("cpu", ("cpu",), refuse, names))
+    register_backend(Backend("cpu", ("cpu",), refuse, names, checked_dtypes=_DTYPES))
 
 
 def kernel_capability() -> str:

@@ -29,6 +29,13 @@ class PairOptions(NamedTuple):
     deterministic: bool
 
 
+def plain_options(
+    mask_a: Tensor | None, mask_b: Tensor | None, head_dim: int
+) -> tuple[Tensor | float | None, ...]:
+    """Return the values of :class:`PairOptions` for a call that has no options but masks."""
+    return None, mask_a, mask_b, None, None, None, head_dim**-0.5, math.inf, 0.0, True
+
+
 class Pairs(NamedTuple):
     """Visibility and time distance of each pair, (batch, 1, time_a, time_b), where they matter."""
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .attend import compute_dtype
+from .direct import DirectCall, call_backward
 
 _SCHEMA_TYPES: dict[Any, str] = {
     Tensor | None: "Tensor?",
@@ -39,7 +40,8 @@ class OperatorDefinition:
     Attributes:
         name: name of the public function.
         tensors: names of the required tensors, all differentiable.
-        options_type: NamedTuple of the options in schema order, differentiable ones first.
+        options_type: NamedTuple of the options in schema order: tensors first, and of these the
+            differentiable ones first.
         differentiable_options: how many of the options are differentiable optional tensors.
         outputs: number of outputs; there are as many log-sum-exps.
         output_shapes: from the required tensors to the shapes of the outputs.
@@ -56,6 +58,12 @@ class OperatorDefinition:
     output_shapes: Callable[[Sequence[Tensor]], list[tuple[int, ...]]]
     forward: Callable[..., tuple[Tensor, ...]]
     backward: Callable[..., tuple[Tensor | None, ...]]
+
+    @property
+    def tensor_arguments(self) -> int:
+        """Number of leading arguments that are tensors or None."""
+        types = get_type_hints(self.options_type).values()
+        return len(self.tensors) + sum(kind == Tensor | None for kind in types)
 
     @property
     def differentiable(self) -> int:
@@ -90,6 +98,12 @@ class OperatorDefinition:
 
 
 Function = Callable[..., Any]
+_direct_calls: dict[tuple[str, str], DirectCall] = {}
+
+
+def direct_call(definition: OperatorDefinition, namespace: str) -> DirectCall:
+    """Return the operator of ``namespace`` as it is called past the dispatcher."""
+    return _direct_calls[namespace, definition.name]
 
 
 def attach(definition: OperatorDefinition, namespace: str) -> None:
@@ -97,8 +111,10 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
     forward_name = f"{namespace}::{definition.name}"
     backward_name = f"{forward_name}_backward"
     overload = getattr(torch.ops, namespace)
+    forward_operator = getattr(overload, definition.name).default
     backward_operator = getattr(overload, f"{definition.name}_backward").default
     outputs, differentiable = definition.outputs, definition.differentiable
+    tensors_count = definition.tensor_arguments
 
     def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
         tensors, _ = definition.split(arguments)
@@ -118,18 +134,24 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
 
     def save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
-        _save(ctx, (*inputs, *output))
+        ctx.save_for_backward(*inputs[:tensors_count], *output)
+        ctx.others = inputs[tensors_count:]
 
     def forward_derivative(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        saved = _saved(ctx)
-        inputs, results = saved[: -2 * outputs], saved[-2 * outputs :]
+        saved = ctx.saved_tensors
+        inputs, results = (*saved[:tensors_count], *ctx.others), saved[tensors_count:]
+        grad_lses = gradients[outputs:] or (None,) * outputs
         # One of the outputs may be unused; which log-sum-exp is used decides what the kernel
         # computes.
         grad_outputs = [
             torch.zeros_like(out) if gradient is None else gradient
             for gradient, out in zip(gradients[:outputs], results[:outputs], strict=True)
         ]
-        computed = backward_operator(*grad_outputs, *gradients[outputs:], *inputs, *results)
+        computed = call_backward(
+            backward_operator,
+            (*grad_outputs, *saved),
+            (*grad_outputs, *grad_lses, *inputs, *results),
+        )
         kept = [
             gradient if needed else None
             for gradient, needed in zip(computed, ctx.needs_input_grad, strict=False)
@@ -177,6 +199,13 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
     torch.library.register_fake(backward_name, fake_backward)
     torch.library.register_autograd(forward_name, forward_derivative, setup_context=save_forward)
     torch.library.register_autograd(backward_name, backward_derivative, setup_context=save_backward)
+    _direct_calls[namespace, definition.name] = DirectCall(
+        forward_operator,
+        tensors_count,
+        differentiable,
+        save_forward,
+        forward_derivative,
+    )
 
 
 def _save(ctx: Any, values: Sequence[Any]) -> None:

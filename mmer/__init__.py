@@ -1,7 +1,8 @@
 """Fused attention for multimodal sequence models, and emotion recognition built on it.
 
-The operators are here; the layers are in :mod:`mmer.layers`, the model in :mod:`mmer.models`, and
-what explains the choice of a backend in :mod:`mmer.kernels`.
+The operators are here, and :func:`replace_attention`, which puts them into models of other
+libraries; the layers are in :mod:`mmer.layers`, the model in :mod:`mmer.models`, and what explains
+the choice of a backend in :mod:`mmer.kernels`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from mmer.kernels import (
     enter_cuda,
     shared_cross_attention,
 )
+from mmer.replacement import replace_attention
 
 __all__ = [
     "ChunkedAttentionState",
@@ -23,6 +25,7 @@ __all__ = [
     "bidirectional_cross_attention",
     "chunked_attention",
     "chunked_attention_step",
+    "replace_attention",
     "shared_cross_attention",
 ]
 

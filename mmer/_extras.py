@@ -18,7 +18,23 @@ EXTRAS: dict[str, dict[str, str]] = {
         "torchmetrics": "torchmetrics",
     },
     "triton": {"triton": "triton"},
-    "bench": {"pytest-benchmark": "pytest_benchmark"},
+    "bench": {
+        "bidirectional-cross-attention": "bidirectional_cross_attention",
+        "local-attention": "local_attention",
+        "matplotlib": "matplotlib",
+        "onnx": "onnx",
+        "onnxruntime": "onnxruntime",
+        "openvino": "openvino",
+        "pytest-benchmark": "pytest_benchmark",
+        "rich": "rich",
+    },
+    "peers": {
+        "bidirectional-cross-attention": "bidirectional_cross_attention",
+        "kornia": "kornia",
+        "local-attention": "local_attention",
+        "transformers": "transformers",
+    },
+    "onnx": {"onnx": "onnx", "onnxruntime": "onnxruntime", "onnxscript": "onnxscript"},
 }
 
 

@@ -101,12 +101,18 @@ struct KeyBias {
   }
 };
 
-// scores = -infinity outside of the keys that each row sees.
-inline void apply_ranges(const DirectedProblem& problem, const Segment& segment, Range rows,
-                         Range keys, Matrix scores) {
+// Scores of -infinity outside of the keys that each row sees, in products with a positive scale.
+inline Scores apply_ranges(const DirectedProblem& problem, const Segment& segment, Range rows,
+                           Range keys, Scores scores) {
+  if (!(scores.scale > 0.0f)) {
+    for (int64_t i = 0; i < rows.end - rows.begin; ++i) {
+      scale_row(scores.tile.data + i * scores.tile.stride, keys.end - keys.begin, scores.scale);
+    }
+    scores.scale = 1.0f;
+  }
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const Range visible = visible_keys(problem, segment, row);
-    float* row_scores = scores.data + (row - rows.begin) * scores.stride;
+    float* row_scores = scores.tile.data + (row - rows.begin) * scores.tile.stride;
     for (int64_t key = keys.begin; key < smaller(visible.begin, keys.end); ++key) {
       row_scores[key - keys.begin] = -infinity;
     }
@@ -114,6 +120,7 @@ inline void apply_ranges(const DirectedProblem& problem, const Segment& segment,
       row_scores[key - keys.begin] = -infinity;
     }
   }
+  return scores;
 }
 
 // Where the tiles of a block of rows begin: at a panel of the window.

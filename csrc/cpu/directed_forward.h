@@ -1,6 +1,10 @@
-// Forward of one direction: a running softmax over tiles of keys.
+// Forward of one direction, over tiles of keys.
 //
 //   out = softmax(scale * query keys^T) values
+//
+// Where the scores are bounded, weights need no maximum, and no sum is ever rescaled. Rows whose
+// sums turn out to be too small or too large for that get a running softmax, as all do with
+// max_gap, where a sum of 0 may be right.
 
 #pragma once
 
@@ -10,28 +14,29 @@
 namespace mmer::cpu {
 namespace {
 
+template <class Arithmetic>
 struct ForwardSegment {
   KeyBias bias;
-  float *keys, *values;
+  typename Arithmetic::RightColumns keys;
+  typename Arithmetic::RightRows values;
 
   ForwardSegment(Arena& arena, const DirectedProblem& problem, const Segment& segment)
-      : bias(arena, problem, segment) {
-    const int64_t count = largest_window(problem, segment);
-    keys = arena.take(panels_size(count, problem.options.head_dim));
-    values = arena.take(count * row_stride(problem.value_dim));
-  }
+      : bias(arena, problem, segment),
+        keys(arena, largest_window(problem, segment), problem.options.head_dim),
+        values(arena, largest_window(problem, segment), problem.value_dim) {}
 };
 
+template <class Arithmetic>
 struct DirectedForwardWorkspace {
-  ForwardSegment segments[2];
-  float *key_rows, *queries, *row_bias, *row_times, *row_largest, *row_sums, *accumulator;
-  float *scores, *factors;
+  ForwardSegment<Arithmetic> segments[2];
+  typename Arithmetic::LeftRows queries;
+  typename Arithmetic::Weights weights;
+  float *row_bias, *row_times, *row_largest, *row_sums, *accumulator, *scores, *factors;
 
   DirectedForwardWorkspace(Arena& arena, const DirectedProblem& problem)
-      : segments{{arena, problem, problem.segments[0]}, {arena, problem, problem.segments[1]}} {
-    const int64_t dim = problem.options.head_dim;
-    key_rows = arena.take(panel_width * row_stride(dim));
-    queries = arena.take(row_block * row_stride(dim));
+      : segments{{arena, problem, problem.segments[0]}, {arena, problem, problem.segments[1]}},
+        queries(arena, problem.options.head_dim),
+        weights(arena) {
     row_bias = arena.take(row_block);
     row_times = arena.take(row_block);
     row_largest = arena.take(row_block);
@@ -42,114 +47,184 @@ struct DirectedForwardWorkspace {
   }
 };
 
+template <class Arithmetic>
 class DirectedForward {
  public:
-  DirectedForward(const DirectedProblem& problem, DirectedForwardWorkspace& work, int64_t number)
-      : problem_(problem),
-        options_(problem.options),
-        work_(work),
-        task_(task_of(problem.options, number)) {}
+  using Workspace = DirectedForwardWorkspace<Arithmetic>;
 
-  void run() {
+  DirectedForward(const DirectedProblem& problem, Workspace& work)
+      : problem_(problem), options_(problem.options), work_(work) {}
+
+  void run_group(const Task& task) {
+    task_ = task;
+    longest_key_ = 0.0f;
     for (int64_t n = 0; n < problem_.segment_count; ++n) pack_segment(n);
     const Blocks blocks = blocks_of(problem_);
-    const Range own = group_blocks(options_, blocks, task_.group);
+    const Range own = group_blocks(options_, blocks, task.group);
     for (int64_t block = own.begin; block < own.end; ++block) {
       const Range rows = rows_of(problem_, blocks, block);
-      if (rows.begin < rows.end) attend_rows(rows);
+      if (rows.begin == rows.end) continue;
+      pack_rows(rows);
+      const float reference = common_reference();
+      if (std::isfinite(reference) && attend_rows<Exponentials::one>(reference)) continue;
+      attend_rows<Exponentials::two>(0.0f);
     }
   }
 
  private:
   void pack_segment(int64_t n) {
     const Segment& segment = problem_.segments[n];
-    const ForwardSegment& packed = work_.segments[n];
-    const int64_t dim = options_.head_dim;
+    ForwardSegment<Arithmetic>& packed = work_.segments[n];
     const Range window = windows_[n] = window_of(problem_, segment, task_.group);
     packed.bias.read(problem_, segment, task_.batch, window);
-    for (int64_t first = window.begin; first < window.end; first += panel_width) {
-      const Range steps{first, smaller(first + panel_width, window.end)};
-      const int64_t place = first - window.begin;
-      pack_rows(segment.key, task_.batch, task_.head, steps, dim, packed.bias.bias + place,
-                work_.key_rows);
-      pack_panels(work_.key_rows, steps.end - steps.begin, dim, packed.keys + place * dim);
-    }
-    pack_rows(segment.value, task_.batch, task_.head, window, problem_.value_dim, packed.bias.bias,
-              packed.values);
+    const Source keys = source_of(segment.key, options_.head_dim, packed.bias.bias, window);
+    longest_key_ = larger_norm(longest_key_, keys, window);
+    packed.keys.pack(keys, window);
+    packed.values.pack(source_of(segment.value, problem_.value_dim, packed.bias.bias, window),
+                       window);
   }
 
-  void attend_rows(Range rows) {
-    const int64_t count = rows.end - rows.begin, value_dim = problem_.value_dim;
+  Source source_of(const TensorView& tensor, int64_t dim, const float* bias, Range steps) const {
+    return {tensor, task_.batch, task_.head, dim, bias, steps.begin};
+  }
+
+  void pack_rows(Range rows) {
     rows_ = rows;
-    const int64_t real = read_mask(problem_.mask, task_.batch, rows, work_.row_bias);
-    pack_queries(problem_.query, task_.batch, task_.head, rows, options_.head_dim, work_.row_bias,
-                 options_.scale, work_.queries);
-    Interval interval;
-    if (options_.timed) {
-      read_times(problem_.times, task_.batch, rows, work_.row_bias, work_.row_times);
-      interval = interval_of(work_.row_times, work_.row_bias, count);
-    }
-    fill(work_.row_largest, count, -infinity);
+    real_rows_ = read_mask(problem_.mask, task_.batch, rows, work_.row_bias);
+    work_.queries.pack(queries(), rows);
+    interval_ = {};
+    if (!options_.timed) return;
+    read_times(problem_.times, task_.batch, rows, work_.row_bias, work_.row_times);
+    interval_ = interval_of(work_.row_times, work_.row_bias, rows.end - rows.begin);
+  }
+
+  Source queries() const {
+    return source_of(problem_.query, options_.head_dim, work_.row_bias, rows_);
+  }
+
+  // m for a block of rows; infinite if they need a running softmax. A softmax over a single key has
+  // a weight of exactly 1 only there.
+  float common_reference() const {
+    if (options_.timed && options_.max_gap < infinity) return infinity;
+    const Range window = windows_[0];
+    if (window.end - window.begin == 1) return infinity;
+    return reference_of(options_.scale, larger_norm(0.0f, queries(), rows_), longest_key_);
+  }
+
+  // False if a sum is not safe: what was computed is of no use then.
+  template <Exponentials exponentials_used>
+  bool attend_rows(float reference) {
+    constexpr bool one = exponentials_used == Exponentials::one;
+    const int64_t count = rows_.end - rows_.begin, value_dim = problem_.value_dim;
+    const int64_t stride = row_stride(value_dim);
+    fill(work_.row_largest, count, one ? reference : -infinity);
     fill(work_.row_sums, count * lanes, 0.0f);
-    fill(work_.accumulator, count * row_stride(value_dim), 0.0f);
-    for (int64_t n = 0; n < problem_.segment_count && real > 0; ++n) {
-      visit_tiles(problem_, problem_.segments[n], windows_[n], work_.segments[n].bias, rows,
-                  interval, [&](Range keys) { attend_tile(n, keys); });
+    fill(work_.accumulator, count * stride, 0.0f);
+    for (int64_t n = 0; n < problem_.segment_count && real_rows_ > 0; ++n) {
+      visit_tiles(problem_, problem_.segments[n], windows_[n], work_.segments[n].bias, rows_,
+                  interval_,
+                  [&](Range keys) { attend_tile<exponentials_used>(n, keys, reference); });
     }
     for (int64_t i = 0; i < count; ++i) {
-      write_output(problem_.out, problem_.lse, task_, rows.begin + i,
-                   work_.accumulator + i * row_stride(value_dim), value_dim, work_.row_largest[i],
-                   sum_lanes(load(work_.row_sums + i * lanes)));
+      const float sum = sum_lanes(load(work_.row_sums + i * lanes));
+      if (one && work_.row_bias[i] != -infinity && !is_safe(sum)) return false;
+      write_output(problem_.out, problem_.lse, task_, rows_.begin + i,
+                   work_.accumulator + i * stride, value_dim, work_.row_largest[i], sum);
+    }
+    return true;
+  }
+
+  template <Exponentials exponentials_used>
+  void attend_tile(int64_t n, Range keys, float reference) {
+    const ForwardSegment<Arithmetic>& packed = work_.segments[n];
+    const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
+    const int64_t value_dim = problem_.value_dim, place = keys.begin - windows_[n].begin;
+    const Matrix tile{work_.scores, tile_stride};
+    const Matrix accumulator{work_.accumulator, row_stride(value_dim)};
+    const float* key_bias = packed.bias.bias + place;
+
+    if constexpr (exponentials_used == Exponentials::one) {
+      float biases[column_block];
+      for (int64_t j = 0; j < round_up(count, lanes); j += lanes) {
+        store(biases + j, load(key_bias + j) - reference);
+      }
+      weigh(n, keys, biases, tile);
+    } else {
+      const RunningRows running{work_.row_largest, work_.row_sums, accumulator, value_dim};
+      raise_rows(score_tile(n, keys, tile), rows, count, work_.row_bias, key_bias, running);
+      exponentials_of_rows(tile, rows, count, running);
+    }
+    if (options_.dropout.active) {
+      const Matrix factors{work_.factors, tile_stride};
+      draw_by_rows({options_.dropout, dropout_row(options_, task_), problem_.segments[n].stream},
+                   rows_, keys, factors);
+      multiply_elements(tile, factors, tile, rows, count);
+    }
+    if (exponentials_used == Exponentials::two || options_.dropout.active) {
+      work_.weights.pack(tile, rows, count);
+    }
+    // accumulator (rows, value_dim) += weights (rows, keys) values (keys, value_dim)
+    Arithmetic::template multiply<Result::added_to>(rows, count, value_dim, work_.weights.factor(),
+                                                    packed.values.factor(place), accumulator);
+  }
+
+  bool is_cut(int64_t n, Range keys) const {
+    return is_cut_by_ranges(problem_, problem_.segments[n], rows_, keys);
+  }
+
+  // Weights without a maximum: packed, or in the tile where dropout has yet to choose from them.
+  void weigh(int64_t n, Range keys, const float* key_bias, Matrix tile) {
+    const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
+    Weigh<Ways::rows> weigh{tile, options_.scale, work_.row_bias, key_bias, work_.row_sums};
+    if (options_.timed || options_.dropout.active || is_cut(n, keys)) {
+      weigh.scale = score_tile(n, keys, tile).scale;
+      if (options_.dropout.active) {
+        finish_tile(tile, rows, count, weigh);
+      } else {
+        work_.weights.pack(tile, rows, count, weigh);
+      }
+    } else {
+      Arithmetic::multiply_into(rows, options_.head_dim, count, work_.queries.factor(),
+                                work_.segments[n].keys.factor(keys.begin - windows_[n].begin), tile,
+                                weigh, work_.weights);
     }
   }
 
-  void attend_tile(int64_t n, Range keys) {
-    const Segment& segment = problem_.segments[n];
-    const ForwardSegment& packed = work_.segments[n];
+  // products (rows, keys) = queries (rows, dim) keys^T (dim, keys)
+  Scores score_tile(int64_t n, Range keys, Matrix tile) const {
+    const ForwardSegment<Arithmetic>& packed = work_.segments[n];
     const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
-    const int64_t dim = options_.head_dim, value_dim = problem_.value_dim;
     const int64_t place = keys.begin - windows_[n].begin;
-    const Matrix scores{work_.scores, tile_stride};
-    const Matrix accumulator{work_.accumulator, row_stride(value_dim)};
-
-    // scores (rows, keys) = queries (rows, dim) keys^T (dim, keys)
-    multiply<Left::row_major, Result::overwritten>(rows, dim, count, work_.queries, row_stride(dim),
-                                                   transposed_panels(packed.keys, dim, place),
-                                                   scores);
+    Scores scores{tile, options_.scale};
+    Arithmetic::template multiply<Result::overwritten>(
+        rows, options_.head_dim, count, work_.queries.factor(), packed.keys.factor(place), tile);
     if (options_.timed) {
-      apply_times(scores, rows, count, work_.row_times, packed.bias.times + place,
-                  slope_of(options_, task_.head), options_.max_gap);
+      scores = apply_times(scores, rows, count, work_.row_times, packed.bias.times + place,
+                           slope_of(options_, task_.head), options_.max_gap);
     }
-    if (is_cut_by_ranges(problem_, segment, rows_, keys)) {
-      apply_ranges(problem_, segment, rows_, keys, scores);
-    }
-    const RunningRows running{work_.row_largest, work_.row_sums, accumulator, value_dim};
-    raise_rows(scores, rows, count, work_.row_bias, packed.bias.bias + place, running);
-    exponentials_of_rows(scores, rows, count, running);
-    if (options_.dropout.active) {
-      const Matrix factors{work_.factors, tile_stride};
-      draw_by_rows({options_.dropout, dropout_row(options_, task_), segment.stream}, rows_, keys,
-                   factors);
-      multiply_elements(scores, factors, scores, rows, count);
-    }
-    // accumulator (rows, value_dim) += weights (rows, keys) values (keys, value_dim)
-    multiply<Left::row_major, Result::added_to>(rows, count, value_dim, scores.data, tile_stride,
-                                                row_panels(packed.values, value_dim, place),
-                                                accumulator);
+    if (!is_cut(n, keys)) return scores;
+    return apply_ranges(problem_, problem_.segments[n], rows_, keys, scores);
   }
 
   const DirectedProblem& problem_;
   const Options& options_;
-  DirectedForwardWorkspace& work_;
-  const Task task_;
+  Workspace& work_;
+  Task task_{};
   Range windows_[2];
   Range rows_;
+  Interval interval_;
+  int64_t real_rows_ = 0;
+  float longest_key_ = 0.0f;
 };
 
-inline void directed_forward(const DirectedProblem& problem, Range tasks) {
-  Scratch<DirectedForwardWorkspace, DirectedProblem> scratch(problem);
+// Nothing is added up between groups.
+template <class Arithmetic>
+inline void run_directed_forward(const DirectedProblem& problem, Range tasks) {
+  Scratch<DirectedForwardWorkspace<Arithmetic>, DirectedProblem> scratch(problem);
+  [[maybe_unused]] const typename Arithmetic::Session session;
+  DirectedForward<Arithmetic> kernel(problem, scratch.workspace);
   for (int64_t number = tasks.begin; number < tasks.end; ++number) {
-    DirectedForward(problem, scratch.workspace, number).run();
+    kernel.run_group(task_of(problem.options, number));
   }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../philox.h"
-#include "pack.h"
+#include "product_float32.h"
 
 namespace mmer::cpu {
 namespace {

@@ -54,25 +54,37 @@ inline int64_t element_offset(const TensorView& tensor, int64_t batch, int64_t h
   return batch * tensor.strides[0] + head * tensor.strides[1] + time * tensor.strides[2];
 }
 
+// Elements `stride` apart as float32. The loop over contiguous ones is the compiler's to vectorise.
+template <class Element, class Convert>
+inline void convert_row(const Element* from, int64_t stride, int64_t count, float* row,
+                        const Convert& convert) {
+  if (stride == 1) {
+    for (int64_t n = 0; n < count; ++n) row[n] = convert(from[n]);
+  } else {
+    for (int64_t n = 0; n < count; ++n) row[n] = convert(from[n * stride]);
+  }
+}
+
 // row (count) of the tensor, as float32.
 inline void read_row(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
                      int64_t count, float* row) {
-  const int64_t offset = element_offset(tensor, batch, head, time);
-  const int64_t stride = tensor.strides[3];
+  const int64_t offset = element_offset(tensor, batch, head, time), stride = tensor.strides[3];
   if (tensor.type == ElementType::float32) {
     const float* from = static_cast<const float*>(tensor.data) + offset;
     if (stride == 1) {
-      std::memcpy(row, from, count * sizeof(float));
+      int64_t n = 0;
+      for (; n + lanes <= count; n += lanes) store(row + n, load(from + n));
+      if (n < count) store_first(row + n, load_first(from + n, count - n), count - n);
     } else {
-      for (int64_t n = 0; n < count; ++n) row[n] = from[n * stride];
+      convert_row(from, stride, count, row, [](float x) { return x; });
     }
     return;
   }
   const uint16_t* from = static_cast<const uint16_t*>(tensor.data) + offset;
   if (tensor.type == ElementType::bfloat16) {
-    for (int64_t n = 0; n < count; ++n) row[n] = from_bfloat16(from[n * stride]);
+    convert_row(from, stride, count, row, from_bfloat16);
   } else {
-    for (int64_t n = 0; n < count; ++n) row[n] = from_float16(from[n * stride]);
+    convert_row(from, stride, count, row, from_float16);
   }
 }
 
@@ -82,11 +94,23 @@ inline void write_row(const TensorView& tensor, int64_t batch, int64_t head, int
   const int64_t offset = element_offset(tensor, batch, head, time);
   if (tensor.type == ElementType::float32) {
     float* to = static_cast<float*>(tensor.data) + offset;
-    for (int64_t n = 0; n < count; ++n) to[n] = factor * row[n];
+    int64_t n = 0;
+    for (; n + lanes <= count; n += lanes) store(to + n, factor * load(row + n));
+    if (n < count) store_first(to + n, factor * load_first(row + n, count - n), count - n);
     return;
   }
   uint16_t* to = static_cast<uint16_t*>(tensor.data) + offset;
   if (tensor.type == ElementType::bfloat16) {
+#if defined(__AVX512BF16__)
+    const int64_t whole = count / lanes * lanes;
+    for (int64_t n = 0; n < whole; n += lanes) {
+      const __m256bh rounded = _mm512_cvtneps_pbh(factor * load(row + n));
+      std::memcpy(to + n, &rounded, sizeof rounded);
+    }
+    to += whole;
+    row += whole;
+    count -= whole;
+#endif
     for (int64_t n = 0; n < count; ++n) to[n] = to_bfloat16(factor * row[n]);
   } else {
     for (int64_t n = 0; n < count; ++n) to[n] = to_float16(factor * row[n]);

@@ -13,6 +13,34 @@
 namespace mmer::cpu {
 namespace {
 
+// Products of rows (rows_at_once, dim), row by row. Each is rounded as the products of Float32 are:
+// a query that sees one key has dP - D = 0 exactly. Rows stand side by side because each is a chain
+// of dependent additions.
+constexpr int rows_at_once = 8;
+
+inline void dot_rows(const float* x, const float* y, int64_t stride, int64_t dim,
+                     float (&products)[rows_at_once]) {
+  if (dim > longest_sum) {
+    float rest[rows_at_once];
+    dot_rows(x, y, stride, dim / 2, products);
+    dot_rows(x + dim / 2, y + dim / 2, stride, dim - dim / 2, rest);
+    for (int i = 0; i < rows_at_once; ++i) products[i] += rest[i];
+    return;
+  }
+  float sums[rows_at_once] = {};
+  for (int64_t k = 0; k < dim; ++k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows_at_once; ++i) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+      sums[i] = __builtin_fmaf(x[i * stride + k], y[i * stride + k], sums[i]);
+#else
+      sums[i] += x[i * stride + k] * y[i * stride + k];
+#endif
+    }
+  }
+  for (int i = 0; i < rows_at_once; ++i) products[i] = sums[i];
+}
+
 // Gradients that arrive at some queries, packed: grad_out (steps, dim), 0 for a query that saw no
 // key; lse is +infinity there, so that its weights are 0; correction = D; norm =
 // sum of the weights that the rounded lse gives.
@@ -20,7 +48,7 @@ struct QueryGradients {
   float *grad_out, *lse, *grad_lse, *correction, *norm;
 
   QueryGradients(Arena& arena, int64_t count, int64_t dim)
-      : grad_out(arena.take(count * row_stride(dim))),
+      : grad_out(arena.take(round_up(count, rows_at_once) * row_stride(dim))),
         lse(arena.take(round_up(count, column_block))),
         grad_lse(arena.take(round_up(count, column_block))),
         correction(arena.take(round_up(count, column_block))),
@@ -28,7 +56,7 @@ struct QueryGradients {
 };
 
 // A log-sum-exp of this size was rounded by so much that the weights that it gives do not add up to
-// 1: by up to 2^-19. They are summed again then.
+// 1: by up to 2^-19. They are summed again then, and divided by that sum.
 constexpr float largest_exact_lse = 32.0f;
 
 inline bool is_exact(const float* lse, int64_t count) {
@@ -45,13 +73,13 @@ inline void avoid_zeros(float* sums, int64_t count) {
 }
 
 // sums (rows) += weights that the rows' lse gives
-inline void sum_row_weights(Matrix scores, int64_t rows, int64_t columns, const float* column_bias,
+inline void sum_row_weights(Scores scores, int64_t rows, int64_t columns, const float* column_bias,
                             const float* lse, float* sums) {
   for (int64_t i = 0; i < rows; ++i) {
+    const float* row = scores.tile.data + i * scores.tile.stride;
     Vector sum{};
     for (int64_t j = 0; j < columns; j += lanes) {
-      sum +=
-          exp_vector(load(scores.data + i * scores.stride + j) + (load(column_bias + j) - lse[i]));
+      sum += exp_vector(scores.scale * load(row + j) + (load(column_bias + j) - lse[i]));
     }
     sums[i] += sum_lanes(sum);
   }
@@ -69,39 +97,55 @@ inline void read_lse(const TensorView& lse, const Task& task, Range steps, float
   }
 }
 
-// `row` has room for one row of the tensor `out`.
+// D of some queries, at most rows_at_once.
+inline void read_corrections(const QueryTensors& tensors, const Task& task, Range steps,
+                             int64_t dim, int64_t first, const QueryGradients& packed) {
+  const int64_t stride = row_stride(dim);
+  float out[rows_at_once * longest_row] = {}, products[rows_at_once];
+  for (int64_t step = steps.begin; step < steps.end; ++step) {
+    if (packed.lse[step - first] == infinity) continue;
+    read_row(tensors.out, task.batch, task.head, step, dim, out + (step - steps.begin) * stride);
+  }
+  dot_rows(packed.grad_out + (steps.begin - first) * stride, out, stride, dim, products);
+  for (int64_t step = steps.begin; step < steps.end; ++step) {
+    packed.correction[step - first] = products[step - steps.begin] - packed.grad_lse[step - first];
+  }
+}
+
 inline void read_query_gradients(const QueryTensors& tensors, const Task& task, Range steps,
-                                 int64_t dim, float* row, const QueryGradients& packed) {
-  const int64_t stride = row_stride(dim), whole = round_up(dim, lanes);
+                                 int64_t dim, const QueryGradients& packed) {
+  const int64_t stride = row_stride(dim);
   read_lse(tensors.lse, task, steps, packed.lse);
   for (int64_t step = steps.begin; step < steps.end; ++step) {
     const int64_t n = step - steps.begin;
     float* grad_out = packed.grad_out + n * stride;
-    fill(grad_out, whole, 0.0f);
-    packed.grad_lse[n] = 0.0f;
-    packed.correction[n] = 0.0f;
+    const bool sees_a_key = packed.lse[n] != infinity;
+    if (sees_a_key) read_row(tensors.grad_out, task.batch, task.head, step, dim, grad_out);
+    fill(grad_out + (sees_a_key ? dim : 0), stride - (sees_a_key ? dim : 0), 0.0f);
+    packed.grad_lse[n] = sees_a_key && tensors.grad_lse.data != nullptr
+                             ? read_scalar(tensors.grad_lse, task.batch, task.head, step)
+                             : 0.0f;
     packed.norm[n] = 1.0f;
-    if (packed.lse[n] == infinity) continue;
-    read_row(tensors.grad_out, task.batch, task.head, step, dim, grad_out);
-    read_row(tensors.out, task.batch, task.head, step, dim, row);
-    if (tensors.grad_lse.data != nullptr) {
-      packed.grad_lse[n] = read_scalar(tensors.grad_lse, task.batch, task.head, step);
-    }
-    packed.correction[n] = dot(grad_out, row, dim) - packed.grad_lse[n];
+  }
+  for (int64_t first = steps.begin; first < steps.end; first += rows_at_once) {
+    const Range rows{first, smaller(first + rows_at_once, steps.end)};
+    read_corrections(tensors, task, rows, dim, steps.begin, packed);
   }
 }
 
 // weights = exp(scores + column_bias - lse) / norm, in place, and
 // grad_scores = weights (factors grad_weights - correction), in place of grad_weights. Where there
 // is dropout, the weights come out with its factors.
-inline void derive_rows(Matrix scores, Matrix grad_weights, const float* factors, int64_t rows,
+inline void derive_rows(Scores scores, Matrix grad_weights, const float* factors, int64_t rows,
                         int64_t columns, const float* column_bias, const float* lse,
                         const float* norm, const float* correction) {
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
+    float* row = scores.tile.data + i * scores.tile.stride;
     float* grad = grad_weights.data + i * grad_weights.stride;
+    const float inverse = 1.0f / norm[i];
     for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector weight = exp_vector(load(row + j) + (load(column_bias + j) - lse[i])) / norm[i];
+      const Vector score = scores.scale * load(row + j) + (load(column_bias + j) - lse[i]);
+      const Vector weight = exp_vector(score) * inverse;
       if (factors == nullptr) {
         store(grad + j, weight * (load(grad + j) - correction[i]));
         store(row + j, weight);
@@ -116,22 +160,25 @@ inline void derive_rows(Matrix scores, Matrix grad_weights, const float* factors
 
 // The same where the tile holds all keys of its rows: D is then summed from the very weights that
 // it corrects, which is more accurate than rowsum(dO O), and the weights are divided by their sum.
-inline void derive_whole_rows(Matrix scores, Matrix grad_weights, const float* factors,
+inline void derive_whole_rows(Scores scores, Matrix grad_weights, const float* factors,
                               int64_t rows, int64_t columns, const float* column_bias,
                               const float* lse, const float* grad_lse) {
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
+    float* row = scores.tile.data + i * scores.tile.stride;
     float* grad = grad_weights.data + i * grad_weights.stride;
     Vector sums{};
     for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector weight = exp_vector(load(row + j) + (load(column_bias + j) - lse[i]));
+      const Vector weight =
+          exp_vector(scores.scale * load(row + j) + (load(column_bias + j) - lse[i]));
       sums += weight;
       store(row + j, weight);
     }
-    const float sum = sum_lanes(sums);
+    float sum = sum_lanes(sums);
+    sum = sum == 0.0f ? 1.0f : sum;
+    const float inverse = 1.0f / sum;
     Vector corrections{};
     for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector weight = load(row + j) / (sum == 0.0f ? 1.0f : sum);
+      const Vector weight = divide(load(row + j), sum, inverse);
       if (factors != nullptr) store(grad + j, load(grad + j) * load(factors + i * tile_stride + j));
       corrections += weight * load(grad + j);
       store(row + j, weight);

@@ -5,9 +5,44 @@
 #include "directed_forward.h"
 #include "shared_backward.h"
 #include "shared_forward.h"
+#if defined(__AVX512BF16__)
+#include "product_bfloat16.h"
+#endif
 
 namespace mmer::cpu {
 namespace {
+
+#if defined(__AVX512BF16__)
+using BfloatArithmetic = Bfloat16;
+#else
+using BfloatArithmetic = Float32;
+#endif
+
+// What computes with bfloat16 does so where all tensors are; float16 has no arithmetic of its own.
+bool is_bfloat16(const SharedProblem& problem) {
+  return problem.rows.qk.type == ElementType::bfloat16;
+}
+
+bool is_bfloat16(const DirectedProblem& problem) {
+  return problem.query.type == ElementType::bfloat16;
+}
+
+template <template <class> class Kernel, class Problem>
+void run(const Problem& problem, Range tasks) {
+  if (is_bfloat16(problem)) {
+    run_tasks<Kernel<BfloatArithmetic>>(problem, tasks);
+  } else {
+    run_tasks<Kernel<Float32>>(problem, tasks);
+  }
+}
+
+void directed_forward(const DirectedProblem& problem, Range tasks) {
+  if (is_bfloat16(problem)) {
+    run_directed_forward<BfloatArithmetic>(problem, tasks);
+  } else {
+    run_directed_forward<Float32>(problem, tasks);
+  }
+}
 
 void sum_batch(const TensorView& wide, const TensorView& sum, int64_t batch, int64_t time,
                int64_t dim, Range heads) {
@@ -27,16 +62,16 @@ void sum_batch(const TensorView& wide, const TensorView& sum, int64_t batch, int
 
 extern const KernelTable MMER_KERNELS;
 const KernelTable MMER_KERNELS{
-    shared_forward_partials,
-    shared_forward,
-    shared_forward_merge,
-    shared_backward_partials,
-    shared_backward,
-    shared_backward_merge,
+    partials_size<ColumnState, SharedProblem>,
+    run<SharedForward, SharedProblem>,
+    merge_blocks<ColumnState, SharedProblem>,
+    partials_size<ColumnGradients, SharedProblem>,
+    run<SharedBackward, SharedProblem>,
+    merge_blocks<ColumnGradients, SharedProblem>,
     directed_forward,
-    directed_backward_partials,
-    directed_backward,
-    directed_backward_merge,
+    partials_size<KeyGradients, DirectedProblem>,
+    run<DirectedBackward, DirectedProblem>,
+    merge_blocks<KeyGradients, DirectedProblem>,
     sum_batch,
 };
 

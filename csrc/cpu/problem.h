@@ -52,10 +52,12 @@ struct Options {
   const float* decay = nullptr;
   float max_gap = 0.0f;
   Dropout dropout;
-  // Rows of a head are split into this many groups, whatever the number of threads; what several
-  // groups add to the same place is kept apart in `partials` and merged in the groups' order.
+  // Rows of a head are split into this many groups, whatever the number of threads. Where they fall
+  // to several threads, what they add to the same place is kept apart in `partials` and merged in
+  // the groups' order; (batch * heads) is_merged says where that is not needed.
   int64_t groups = 1;
   float* partials = nullptr;
+  bool* is_merged = nullptr;
   // (batch * heads * groups) gradient of the decay; null if it is not wanted.
   double* grad_decay = nullptr;
 };

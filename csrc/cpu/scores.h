@@ -5,47 +5,103 @@
 
 #include <cmath>
 
-#include "pack.h"
+#include "product_float32.h"
 
 namespace mmer::cpu {
 namespace {
 
-// A tile of scores stays in the second level of the cache, with the panels that it meets.
-constexpr int64_t row_block = 72;
-constexpr int64_t column_block = 128;
-constexpr int64_t tile_stride = column_block + 16;
-constexpr int64_t tile_size = row_block * tile_stride;
+// A tile (rows, columns) of scores, kept as products: score = scale * product.
+struct Scores {
+  Matrix tile;
+  float scale;
+};
 
-static_assert(column_block % panel_width == 0 && column_block % 4 == 0 && tile_stride % lanes == 0);
-
-// scores -= slope * |row time - column time|; -infinity where that gap is larger than max_gap.
-inline void apply_times(Matrix scores, int64_t rows, int64_t columns, const float* row_times,
-                        const float* column_times, float slope, float max_gap) {
+// The tile receives scale * product - slope * |row time - column time|; -infinity where that gap is
+// larger than max_gap.
+inline Scores apply_times(Scores scores, int64_t rows, int64_t columns, const float* row_times,
+                          const float* column_times, float slope, float max_gap) {
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
+    float* row = scores.tile.data + i * scores.tile.stride;
     for (int64_t j = 0; j < columns; j += lanes) {
       const Vector gap = absolute(row_times[i] - load(column_times + j));
-      const Vector decayed = load(row + j) - slope * gap;
+      const Vector decayed = scores.scale * load(row + j) - slope * gap;
       store(row + j, gap <= max_gap ? decayed : broadcast(-infinity));
     }
   }
+  return {scores.tile, 1.0f};
 }
 
-// Both softmaxes on one exponential: weights = exp(scores + row_bias + column_bias) in place.
-// row_sums (rows, lanes) and column_sums (columns) grow.
-inline void exponentials(Matrix scores, int64_t rows, int64_t columns, const float* row_bias,
-                         const float* column_bias, float* row_sums, float* column_sums) {
-  for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
-    Vector row_sum = load(row_sums + i * lanes);
-    for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector weight = exp_vector(load(row + j) + (row_bias[i] + load(column_bias + j)));
-      row_sum += weight;
-      store(column_sums + j, load(column_sums + j) + weight);
-      store(row + j, weight);
+// Softmaxes along which sums grow.
+enum class Ways { rows, both };
+
+// Weights without a maximum: exp(scale * product + row_bias + column_bias), while row_sums (rows,
+// lanes) and, for both ways, column_sums (columns) grow.
+template <Ways ways>
+struct Weigh {
+  Matrix tile;
+  float scale;
+  const float *row_bias, *column_bias;
+  float* row_sums;
+  float* column_sums = nullptr;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  // Products become weights.
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
+                                            int64_t column) const {
+    Vector bias[vectors], sums[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      bias[v] = load(column_bias + column + v * lanes);
+      if constexpr (ways == Ways::both) sums[v] = load(column_sums + column + v * lanes);
     }
-    store(row_sums + i * lanes, row_sum);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      Vector row_sum = load(row_sums + (row + i) * lanes);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        Vector& product = products[i][v];
+        product = exp_vector(scale * product + (row_bias[row + i] + bias[v]));
+        row_sum += product;
+        if constexpr (ways == Ways::both) sums[v] += product;
+      }
+      store(row_sums + (row + i) * lanes, row_sum);
+    }
+    if constexpr (ways == Ways::both) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) store(column_sums + column + v * lanes, sums[v]);
+    }
   }
+
+  // They go to the tile.
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    apply(products, row, column);
+    Store<Result::overwritten>{tile}.finish(products, row, column);
+  }
+};
+
+enum class Exponentials { one, two };
+
+// Without a maximum, weights lie below e^41 = 2^59 and their sums must lie within these limits.
+constexpr float largest_exponent = 41.0f;
+constexpr float smallest_sum = 1e-16f;
+constexpr float largest_sum = 1e30f;
+
+inline bool is_safe(float sum) {
+  return sum > smallest_sum && sum < largest_sum;
+}
+
+// A reference m that no score exceeds by more than largest_exponent, by the Cauchy-Schwarz
+// inequality from the squared lengths of the longest query and key; infinite where it would lie so
+// high that scores around 0 vanish.
+inline float reference_of(float scale, float longest_query, float longest_key) {
+  const float bound = std::fabs(scale) * std::sqrt(longest_query) * std::sqrt(longest_key);
+  if (!(bound < largest_exponent + 35.0f)) return infinity;
+  return bound > largest_exponent ? bound - largest_exponent : 0.0f;
 }
 
 // Running softmax along the rows: the largest score of each row so far, the sum of the
@@ -62,15 +118,15 @@ inline float finite_or_zero(float largest) {
   return largest == -infinity ? 0.0f : largest;
 }
 
-// scores += row_bias + column_bias, and the rows take the tile's largest scores into account: what
-// was summed before shrinks accordingly.
-inline void raise_rows(Matrix scores, int64_t rows, int64_t columns, const float* row_bias,
+// The tile receives the scores + row_bias + column_bias, and the rows take its largest scores into
+// account: what was summed before shrinks accordingly.
+inline void raise_rows(Scores scores, int64_t rows, int64_t columns, const float* row_bias,
                        const float* column_bias, const RunningRows& running) {
   for (int64_t i = 0; i < rows; ++i) {
-    float* row = scores.data + i * scores.stride;
+    float* row = scores.tile.data + i * scores.tile.stride;
     Vector tile_largest = broadcast(-infinity);
     for (int64_t j = 0; j < columns; j += lanes) {
-      const Vector score = load(row + j) + (row_bias[i] + load(column_bias + j));
+      const Vector score = scores.scale * load(row + j) + (row_bias[i] + load(column_bias + j));
       tile_largest = maximum(tile_largest, score);
       store(row + j, score);
     }
@@ -99,15 +155,23 @@ inline void exponentials_of_rows(Matrix scores, int64_t rows, int64_t columns,
   }
 }
 
+// row (dim) /= sum, in whole vectors
+inline void divide_row(float* row, int64_t dim, float sum) {
+  const float inverse = 1.0f / sum;
+  for (int64_t k = 0; k < dim; k += lanes) store(row + k, divide(load(row + k), sum, inverse));
+}
+
 // out = accumulator / sum and lse = largest + log(sum); 0 and -infinity where nothing was seen.
 inline void write_output(const TensorView& out, const TensorView& lse, const Task& task,
                          int64_t step, float* accumulator, int64_t dim, float largest, float sum) {
   const bool sees_a_key = sum != 0.0f;
-  for (int64_t k = 0; k < dim; ++k) accumulator[k] = sees_a_key ? accumulator[k] / sum : 0.0f;
+  if (sees_a_key) {
+    divide_row(accumulator, dim, sum);
+  } else {
+    fill(accumulator, dim, 0.0f);
+  }
   write_row(out, task.batch, task.head, step, dim, accumulator, 1.0f);
-  const double log_of_sum = largest + std::log(static_cast<double>(sum));
-  write_scalar(lse, task.batch, task.head, step,
-               sees_a_key ? static_cast<float>(log_of_sum) : -infinity);
+  write_scalar(lse, task.batch, task.head, step, sees_a_key ? largest + std::log(sum) : -infinity);
 }
 
 // product = left * right, elementwise

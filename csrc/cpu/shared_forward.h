@@ -1,7 +1,7 @@
 // Forward of shared cross-attention: one similarity matrix, formed once, tile by tile.
 //
-//   S = scale * rows columns^T      out_rows = softmax(S) v_columns      out_columns =
-//   softmax(S^T) v_rows
+//   S = scale * rows columns^T
+//   out_rows = softmax(S) v_columns      out_columns = softmax(S^T) v_rows
 //
 // Where the scores are bounded, one exponential serves both softmaxes: with a common reference m,
 // W = e^(S - m), out_rows = (W v_columns) / rowsum(W) and out_columns = (W^T v_rows) / colsum(W),
@@ -16,46 +16,34 @@
 
 #include "dropout.h"
 #include "scores.h"
+#include "shared_columns.h"
 
 namespace mmer::cpu {
 namespace {
 
-// Running softmax of the columns of one group of rows: what is merged if there are several.
-struct ColumnState {
-  float* largest;
-  float* sums;
-  float* accumulator;
-
-  ColumnState(Arena& arena, const SharedProblem& problem) {
-    const int64_t padded = round_up(problem.columns.time, column_block);
-    largest = arena.take(padded);
-    sums = arena.take(padded);
-    accumulator = arena.take(problem.columns.time * row_stride(problem.rows.value_dim));
-  }
-};
-
-inline int64_t shared_forward_partials(const SharedProblem& problem) {
-  Arena counting;
-  ColumnState measured(counting, problem);
-  return counting.used();
-}
-
+template <class Arithmetic>
 struct SharedForwardWorkspace {
-  float *column_rows, *column_keys, *column_values, *column_bias, *column_times;
-  float *queries, *values, *row_bias, *row_times, *row_largest, *row_sums, *row_accumulator;
+  typename Arithmetic::RightColumns column_keys;
+  typename Arithmetic::RightRows column_values, values;
+  typename Arithmetic::LeftRows queries;
+  typename Arithmetic::Weights row_left, column_left;
+  float *column_bias, *column_times;
+  float *row_bias, *row_times, *row_largest, *row_sums, *row_accumulator;
   float *scores, *column_weights, *factors;
-  ColumnState columns;
+  ColumnState total, part;
 
-  SharedForwardWorkspace(Arena& arena, const SharedProblem& problem) : columns(arena, problem) {
-    const int64_t count = problem.columns.time, padded = round_up(count, column_block);
-    const int64_t dim = problem.options.head_dim;
-    column_rows = arena.take(panel_width * row_stride(dim));
-    column_keys = arena.take(panels_size(count, dim));
-    column_values = arena.take(count * row_stride(problem.columns.value_dim));
+  SharedForwardWorkspace(Arena& arena, const SharedProblem& problem)
+      : column_keys(arena, problem.columns.time, problem.options.head_dim),
+        column_values(arena, problem.columns.time, problem.columns.value_dim),
+        values(arena, row_block, problem.rows.value_dim),
+        queries(arena, problem.options.head_dim),
+        row_left(arena),
+        column_left(arena),
+        total(arena, problem),
+        part(total) {
+    const int64_t padded = round_up(problem.columns.time, column_block);
     column_bias = arena.take(padded);
     column_times = arena.take(padded);
-    queries = arena.take(row_block * row_stride(dim));
-    values = arena.take(row_block * row_stride(problem.rows.value_dim));
     row_bias = arena.take(row_block);
     row_times = arena.take(row_block);
     row_largest = arena.take(row_block);
@@ -64,168 +52,101 @@ struct SharedForwardWorkspace {
     scores = arena.take(tile_size);
     column_weights = arena.take(tile_size);
     factors = arena.take(problem.options.dropout.active ? tile_size : 0);
+    if (problem.options.groups > 1) part = ColumnState(arena, problem);
   }
 };
 
-enum class Exponentials { one, two };
-
-// With one exponential, weights lie below e^41 = 2^59 and the sums within these limits.
-constexpr float largest_exponent = 41.0f;
-constexpr float smallest_sum = 1e-16f;
-constexpr float largest_sum = 1e30f;
-
-inline bool is_safe(float sum) {
-  return sum > smallest_sum && sum < largest_sum;
-}
-
-// Adds up the columns of the head's groups, in order, and writes them.
-inline void write_columns(const SharedProblem& problem, const Task& task, Range columns,
-                          const ColumnState& first) {
-  const int64_t dim = problem.rows.value_dim, groups = problem.options.groups;
-  const int64_t apart = groups > 1 ? shared_forward_partials(problem) : 0;
-  for (int64_t j = columns.begin; j < columns.end; ++j) {
-    const float* sums = first.sums + j;
-    const float* references = first.largest + j;
-    float largest = -infinity, sum = 0.0f;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t n = group * apart;
-      if (sums[n] != 0.0f && !(references[n] <= largest)) largest = references[n];
-    }
-    float* total = first.accumulator + j * row_stride(dim);
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t n = group * apart;
-      const float factor = sums[n] == 0.0f ? 0.0f : exp_scalar(references[n] - largest);
-      sum += factor * sums[n];
-      if (group == 0) {
-        scale_row(total, dim, factor);
-      } else {
-        for (int64_t k = 0; k < dim; ++k) total[k] += factor * total[n + k];
-      }
-    }
-    write_output(problem.columns.out, problem.columns.lse, task, j, total, dim, largest, sum);
-  }
-}
-
+template <class Arithmetic>
 class SharedForward {
  public:
-  SharedForward(const SharedProblem& problem, SharedForwardWorkspace& work, int64_t number)
-      : problem_(problem),
-        options_(problem.options),
-        work_(work),
-        task_(task_of(problem.options, number)),
-        columns_(work.columns),
-        group_{problem.rows.time * task_.group / options_.groups,
-               problem.rows.time * (task_.group + 1) / options_.groups} {
-    if (options_.groups > 1) {
-      Arena partial(options_.partials + task_.number * shared_forward_partials(problem));
-      columns_ = ColumnState(partial, problem);
+  using Workspace = SharedForwardWorkspace<Arithmetic>;
+  using Parts = ColumnState;
+  using Session = typename Arithmetic::Session;
+
+  SharedForward(const SharedProblem& problem, Workspace& work)
+      : problem_(problem), options_(problem.options), work_(work) {}
+
+  // The head's columns, which all of its groups read.
+  void begin_head(const Task& task) {
+    task_ = task;
+    const Side& side = problem_.columns;
+    const Range all{0, side.time};
+    const int64_t padded = round_up(side.time, column_block);
+    fill(work_.column_bias, padded, -infinity);
+    fill(work_.column_times, padded, 0.0f);
+    real_columns_ = read_mask(side.mask, task.batch, all, work_.column_bias);
+    if (options_.timed) {
+      read_times(side.times, task.batch, all, work_.column_bias, work_.column_times);
     }
+    const Source keys{side.qk, task.batch, task.head, options_.head_dim, work_.column_bias};
+    longest_column_ = larger_norm(0.0f, keys, all);
+    work_.column_keys.pack(keys, all);
+    work_.column_values.pack({side.value, task.batch, task.head, side.value_dim, work_.column_bias},
+                             all);
   }
 
-  void run() {
-    pack_columns();
+  void run_group(const Task& task, const ColumnState& columns) {
+    task_ = task;
+    columns_ = &columns;
+    group_ = group_rows(problem_, task.group);
     const float reference = common_reference();
     if (std::isfinite(reference) && attend<Exponentials::one>(reference)) return;
     attend<Exponentials::two>(0.0f);
   }
 
  private:
-  void pack_columns() {
-    const Side& side = problem_.columns;
-    const Range all{0, side.time};
-    const int64_t dim = options_.head_dim, padded = round_up(side.time, column_block);
-    fill(work_.column_bias, padded, -infinity);
-    fill(work_.column_times, padded, 0.0f);
-    real_columns_ = read_mask(side.mask, task_.batch, all, work_.column_bias);
-    if (options_.timed) {
-      read_times(side.times, task_.batch, all, work_.column_bias, work_.column_times);
-    }
-    for (int64_t first = 0; first < side.time; first += panel_width) {
-      const Range steps{first, smaller(first + panel_width, side.time)};
-      pack_rows(side.qk, task_.batch, task_.head, steps, dim, work_.column_bias + first,
-                work_.column_rows);
-      const int64_t count = steps.end - steps.begin;
-      largest_column_ = larger_norm(largest_column_, work_.column_rows, count);
-      pack_panels(work_.column_rows, count, dim, work_.column_keys + first * dim);
-    }
-    pack_rows(side.value, task_.batch, task_.head, all, side.value_dim, work_.column_bias,
-              work_.column_values);
-  }
-
-  // Squared length of the longest row so far.
-  float larger_norm(float norm, const float* rows, int64_t count) const {
-    const int64_t stride = row_stride(options_.head_dim);
-    for (int64_t n = 0; n < count; ++n) {
-      Vector squares{};
-      for (int64_t k = 0; k < options_.head_dim; k += lanes) {
-        const Vector x = load(rows + n * stride + k);
-        squares += x * x;
-      }
-      const float squared = sum_lanes(squares);
-      if (!(squared <= norm)) norm = squared;
-    }
-    return norm;
-  }
-
-  // m for the whole group, by the Cauchy-Schwarz inequality: no score exceeds the product of the
-  // longest row's and column's length. Infinite if one exponential cannot serve.
+  // m for the whole group; infinite if one exponential cannot serve.
   float common_reference() {
     if (options_.timed && options_.max_gap < infinity) return infinity;
-    float largest_row = 0.0f;
+    float longest_row = 0.0f;
     int64_t real_rows = 0;
     for (int64_t block = 0; block < blocks_of(group_, row_block); ++block) {
-      pack_row_block(block_of(group_, row_block, block));
-      largest_row = larger_norm(largest_row, work_.queries, rows_.end - rows_.begin);
-      real_rows += real_rows_;
+      const Range rows = block_of(group_, row_block, Arithmetic::row_unit, block);
+      real_rows += read_mask(problem_.rows.mask, task_.batch, rows, work_.row_bias);
+      longest_row = larger_norm(longest_row, queries_of(rows), rows);
     }
     if (real_columns_ == 1 || real_rows == 1) return infinity;
-    const float bound = std::sqrt(largest_row) * std::sqrt(largest_column_);
-    // Further up, rows whose scores are around 0 would vanish below the reference.
-    if (!(bound < largest_exponent + 35.0f)) return infinity;
-    return bound > largest_exponent ? bound - largest_exponent : 0.0f;
+    return reference_of(options_.scale, longest_row, longest_column_);
   }
 
-  void pack_row_block(Range rows) {
-    const Side& side = problem_.rows;
-    rows_ = rows;
-    real_rows_ = read_mask(side.mask, task_.batch, rows, work_.row_bias);
-    pack_queries(side.qk, task_.batch, task_.head, rows, options_.head_dim, work_.row_bias,
-                 options_.scale, work_.queries);
+  Source queries_of(Range rows) const {
+    return {problem_.rows.qk,  task_.batch,    task_.head,
+            options_.head_dim, work_.row_bias, rows.begin};
   }
 
   // False if one exponential was not enough: what was computed is of no use then.
   template <Exponentials exponentials_used>
   bool attend(float reference) {
     const int64_t columns = problem_.columns.time;
-    fill(columns_.largest, round_up(columns, column_block),
-         exponentials_used == Exponentials::one ? reference : -infinity);
-    fill(columns_.sums, round_up(columns, column_block), 0.0f);
-    fill(columns_.accumulator, columns * row_stride(problem_.rows.value_dim), 0.0f);
+    columns_->clear(problem_, exponentials_used == Exponentials::one ? reference : -infinity);
     int64_t real_rows = 0;
     for (int64_t block = 0; block < blocks_of(group_, row_block); ++block) {
-      if (!attend_rows<exponentials_used>(block_of(group_, row_block, block), reference)) {
+      if (!attend_rows<exponentials_used>(block_of(group_, row_block, Arithmetic::row_unit, block),
+                                          reference)) {
         return false;
       }
       real_rows += real_rows_;
     }
     if (exponentials_used == Exponentials::one && real_rows > 0) {
       for (int64_t j = 0; j < columns; ++j) {
-        if (work_.column_bias[j] != -infinity && !is_safe(columns_.sums[j])) return false;
+        if (work_.column_bias[j] != -infinity && !is_safe(columns_->sums[j])) return false;
       }
     }
-    if (options_.groups == 1) write_columns(problem_, task_, {0, columns}, columns_);
     return true;
   }
 
   template <Exponentials exponentials_used>
   bool attend_rows(Range rows, float reference) {
     const int64_t count = rows.end - rows.begin, value_dim = problem_.columns.value_dim;
-    pack_row_block(rows);
-    pack_rows(problem_.rows.value, task_.batch, task_.head, rows, problem_.rows.value_dim,
-              work_.row_bias, work_.values);
+    const Side& side = problem_.rows;
+    rows_ = rows;
+    real_rows_ = read_mask(side.mask, task_.batch, rows, work_.row_bias);
+    work_.queries.pack(queries_of(rows), rows);
+    work_.values.pack(
+        {side.value, task_.batch, task_.head, side.value_dim, work_.row_bias, rows.begin}, rows);
     Interval interval;
     if (options_.timed) {
-      read_times(problem_.rows.times, task_.batch, rows, work_.row_bias, work_.row_times);
+      read_times(side.times, task_.batch, rows, work_.row_bias, work_.row_times);
       interval = interval_of(work_.row_times, work_.row_bias, count);
     }
     fill(work_.row_largest, count, exponentials_used == Exponentials::one ? reference : -infinity);
@@ -247,41 +168,69 @@ class SharedForward {
       const float sum = sum_lanes(load(work_.row_sums + i * lanes));
       const bool real = work_.row_bias[i] != -infinity && real_columns_ > 0;
       if (exponentials_used == Exponentials::one && real && !is_safe(sum)) return false;
-      write_output(problem_.rows.out, problem_.rows.lse, task_, rows.begin + i,
+      write_output(side.out, side.lse, task_, rows.begin + i,
                    work_.row_accumulator + i * row_stride(value_dim), value_dim,
                    work_.row_largest[i], sum);
     }
     return true;
   }
 
+  // products (rows, columns) = queries (rows, dim) keys^T (dim, columns)
+  Scores score_tile(Range columns, Matrix tile) const {
+    const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    const Scores products{tile, options_.scale};
+    Arithmetic::template multiply<Result::overwritten>(
+        rows, options_.head_dim, width, work_.queries.factor(),
+        work_.column_keys.factor(columns.begin), tile);
+    if (!options_.timed) return products;
+    return apply_times(products, rows, width, work_.row_times, work_.column_times + columns.begin,
+                       slope_of(options_, task_.head), options_.max_gap);
+  }
+
+  // Weights on one exponential: packed, or in the tile where dropout has yet to choose from them.
+  // The columns of the tile are summed apart first: the error of a sum grows with its length.
+  void weigh_both_ways(Range columns, Matrix tile) {
+    const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    const int64_t first = columns.begin;
+    float tile_sums[column_block] = {};
+    Weigh<Ways::both> weigh{
+        tile, options_.scale, work_.row_bias, work_.column_bias + first, work_.row_sums, tile_sums};
+    if (options_.timed || options_.dropout.active) {
+      weigh.scale = score_tile(columns, tile).scale;
+      if (options_.dropout.active) {
+        finish_tile(tile, rows, width, weigh);
+      } else {
+        work_.row_left.pack(tile, rows, width, weigh);
+      }
+    } else {
+      Arithmetic::multiply_into(rows, options_.head_dim, width, work_.queries.factor(),
+                                work_.column_keys.factor(first), tile, weigh, work_.row_left);
+    }
+    float* column_sums = columns_->sums + first;
+    for (int64_t j = 0; j < width; j += lanes) {
+      store(column_sums + j, load(column_sums + j) + load(tile_sums + j));
+    }
+  }
+
   template <Exponentials exponentials_used>
   void attend_tile(Range columns) {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
-    const int64_t dim = options_.head_dim, first = columns.begin;
+    const int64_t first = columns.begin;
     const int64_t column_dim = problem_.columns.value_dim, row_dim = problem_.rows.value_dim;
-    const Matrix scores{work_.scores, tile_stride};
-    Matrix row_weights = scores, column_weights = scores;
-
-    // scores (rows, columns) = queries (rows, dim) keys^T (dim, columns)
-    multiply<Left::row_major, Result::overwritten>(rows, dim, width, work_.queries, row_stride(dim),
-                                                   transposed_panels(work_.column_keys, dim, first),
-                                                   scores);
-    if (options_.timed) {
-      apply_times(scores, rows, width, work_.row_times, work_.column_times + first,
-                  slope_of(options_, task_.head), options_.max_gap);
-    }
+    const Matrix tile{work_.scores, tile_stride};
     const Matrix row_accumulator{work_.row_accumulator, row_stride(column_dim)};
-    const Matrix column_accumulator{columns_.accumulator + first * row_stride(row_dim),
-                                    row_stride(row_dim)};
+    const Matrix column_accumulator = columns_->accumulator_of(problem_, first);
+    Matrix row_weights = tile, column_weights = tile;
+
     if constexpr (exponentials_used == Exponentials::one) {
-      exponentials(scores, rows, width, work_.row_bias, work_.column_bias + first, work_.row_sums,
-                   columns_.sums + first);
+      weigh_both_ways(columns, tile);
     } else {
       column_weights.data = work_.column_weights;
       const RunningRows running{work_.row_largest, work_.row_sums, row_accumulator, column_dim};
-      raise_rows(scores, rows, width, work_.row_bias, work_.column_bias + first, running);
-      exponentials_of_columns(scores, rows, columns, column_weights, column_accumulator);
-      exponentials_of_rows(scores, rows, width, running);
+      raise_rows(score_tile(columns, tile), rows, width, work_.row_bias, work_.column_bias + first,
+                 running);
+      columns_->exponentials(tile, rows, columns, column_weights, column_accumulator, row_dim);
+      exponentials_of_rows(tile, rows, width, running);
     }
     if (options_.dropout.active) {
       const Matrix factors{work_.factors, tile_stride};
@@ -293,80 +242,34 @@ class SharedForward {
       draw_by_rows({options_.dropout, row, problem_.rows.stream}, rows_, columns, factors);
       multiply_elements(row_weights, factors, row_weights, rows, width);
     }
+    if (exponentials_used == Exponentials::two || options_.dropout.active) {
+      work_.row_left.pack(row_weights, rows, width);
+    }
+    const bool apart = column_weights.data != row_weights.data;
+    if (apart) work_.column_left.pack(column_weights, rows, width);
+    const auto& column_left = apart ? work_.column_left : work_.row_left;
+
     // row_accumulator (rows, column_dim) += row_weights (rows, columns) values (columns,
     // column_dim)
-    multiply<Left::row_major, Result::added_to>(
-        rows, width, column_dim, row_weights.data, row_weights.stride,
-        row_panels(work_.column_values, column_dim, first), row_accumulator);
+    Arithmetic::template multiply<Result::added_to>(
+        rows, width, column_dim, work_.row_left.factor(), work_.column_values.factor(first),
+        row_accumulator);
     // column_accumulator (columns, row_dim) += column_weights^T (columns, rows) values (rows,
     // row_dim)
-    multiply<Left::transposed, Result::added_to>(
-        width, rows, row_dim, column_weights.data, column_weights.stride,
-        row_panels(work_.values, row_dim, 0), column_accumulator);
+    Arithmetic::template multiply<Result::added_to>(width, rows, row_dim, column_left.transposed(),
+                                                    work_.values.factor(0), column_accumulator);
   }
 
-  // column_weights = exp(scores - largest of the column); what was summed before shrinks.
-  void exponentials_of_columns(Matrix scores, int64_t rows, Range columns, Matrix column_weights,
-                               Matrix accumulator) {
-    const int64_t count = columns.end - columns.begin;
-    for (int64_t j = 0; j < count; j += lanes) {
-      Vector tile_largest = load(scores.data + j);
-      for (int64_t i = 1; i < rows; ++i) {
-        tile_largest = maximum(tile_largest, load(scores.data + i * scores.stride + j));
-      }
-      float* largest = columns_.largest + columns.begin + j;
-      float* sums = columns_.sums + columns.begin + j;
-      for (int64_t lane = 0; lane < smaller(lanes, count - j); ++lane) {
-        if (!(tile_largest[lane] > largest[lane])) continue;
-        const float shrink = exp_scalar(largest[lane] - tile_largest[lane]);
-        largest[lane] = tile_largest[lane];
-        sums[lane] *= shrink;
-        scale_row(accumulator.data + (j + lane) * accumulator.stride, problem_.rows.value_dim,
-                  shrink);
-      }
-      const Vector newest = load(largest);
-      const Vector reference = newest == -infinity ? Vector{} : newest;
-      Vector sum = load(sums);
-      for (int64_t i = 0; i < rows; ++i) {
-        const Vector weight = exp_vector(load(scores.data + i * scores.stride + j) - reference);
-        sum += weight;
-        store(column_weights.data + i * column_weights.stride + j, weight);
-      }
-      store(sums, sum);
-    }
-  }
-
- private:
   const SharedProblem& problem_;
   const Options& options_;
-  SharedForwardWorkspace& work_;
-  const Task task_;
-  ColumnState columns_;
-  const Range group_;
-  Range rows_;
+  Workspace& work_;
+  const ColumnState* columns_ = nullptr;
+  Task task_{};
+  Range group_, rows_;
   int64_t real_rows_ = 0;
   int64_t real_columns_ = 0;
-  float largest_column_ = 0.0f;
+  float longest_column_ = 0.0f;
 };
-
-inline void shared_forward(const SharedProblem& problem, Range tasks) {
-  Scratch<SharedForwardWorkspace, SharedProblem> scratch(problem);
-  for (int64_t number = tasks.begin; number < tasks.end; ++number) {
-    SharedForward(problem, scratch.workspace, number).run();
-  }
-}
-
-inline void shared_forward_merge(const SharedProblem& problem, Range blocks) {
-  const int64_t columns = problem.columns.time, groups = problem.options.groups;
-  const int64_t blocks_a_head = (columns + merge_block - 1) / merge_block;
-  for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-    const Task task = task_of(problem.options, block / blocks_a_head * groups);
-    Arena partial(problem.options.partials + task.number * shared_forward_partials(problem));
-    const int64_t first = block % blocks_a_head * merge_block;
-    write_columns(problem, task, {first, smaller(first + merge_block, columns)},
-                  ColumnState(partial, problem));
-  }
-}
 
 }  // namespace
 }  // namespace mmer::cpu

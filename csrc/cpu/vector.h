@@ -48,6 +48,25 @@ inline void store(float* to, Vector x) {
   std::memcpy(to, &x, sizeof x);
 }
 
+// The first `count` of a vector's elements, then zeros.
+inline Vector load_first(const float* from, int64_t count) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+  Vector x{};
+  std::memcpy(&x, from, count * sizeof(float));
+  return x;
+#endif
+}
+
+inline void store_first(float* to, Vector x, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
+#else
+  std::memcpy(to, &x, count * sizeof(float));
+#endif
+}
+
 inline Vector broadcast(float x) {
   return x - Vector{};
 }
@@ -79,15 +98,59 @@ inline Vector absolute(Vector x) {
 }
 
 inline float sum_lanes(Vector x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(x);
+#else
   float sum = 0.0f;
   for (int lane = 0; lane < lanes; ++lane) sum += x[lane];
   return sum;
+#endif
 }
 
 inline float max_lanes(Vector x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(x);
+#else
   float largest = x[0];
   for (int lane = 1; lane < lanes; ++lane) largest = x[lane] > largest ? x[lane] : largest;
   return largest;
+#endif
+}
+
+template <int... lane>
+struct Lanes {};
+#if defined(__AVX512F__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
+#elif defined(__AVX2__)
+using AllLanes = Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
+#else
+using AllLanes = Lanes<0, 1, 2, 3>;
+#endif
+
+// Exchanges the lanes whose number has the bit `distance` in x with those that lack it in y.
+template <int distance, int... lane>
+__attribute__((always_inline)) inline void exchange_lanes(Vector& x, Vector& y, Lanes<lane...>) {
+  const Vector a = x, b = y;
+#if defined(__clang__)
+  x = __builtin_shufflevector(a, b, (lane & distance ? lanes + lane - distance : lane)...);
+  y = __builtin_shufflevector(a, b, (lane & distance ? lanes + lane : lane + distance)...);
+#else
+  x = __builtin_shuffle(a, b, IntVector{(lane & distance ? lanes + lane - distance : lane)...});
+  y = __builtin_shuffle(a, b, IntVector{(lane & distance ? lanes + lane : lane + distance)...});
+#endif
+}
+
+template <int distance = 1>
+__attribute__((always_inline)) inline void transpose(Vector (&rows)[lanes]) {
+  if constexpr (distance < lanes) {
+#pragma GCC unroll 16
+    for (int row = 0; row < lanes; ++row) {
+      if ((row & distance) == 0) {
+        exchange_lanes<distance>(rows[row], rows[row + distance], AllLanes{});
+      }
+    }
+    transpose<2 * distance>(rows);
+  }
 }
 
 inline int64_t round_up(int64_t count, int64_t multiple) {

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import autocast, check_pair, check_same_size
-from ..backends import run
-from ..pairs import PairOptions
+from ..backends import plain_head_dim, run, run_plain
+from ..pairs import PairOptions, plain_options
 from ..registration import OperatorDefinition
 from . import reference
 
@@ -119,6 +119,16 @@ def bidirectional_cross_attention(
         ValueError: an argument has a wrong shape, device or value.
         RuntimeError: the requested backend cannot run this call.
     """
+    head_dim = plain_head_dim(backend, q_a, dropout_p, deterministic)
+    if (
+        head_dim
+        and (scale is None and dropout_seed is None)
+        and (times_a is None and times_b is None and decay is None and max_gap is None)
+    ):
+        arguments = (q_a, k_a, v_a, q_b, k_b, v_b, *plain_options(mask_a, mask_b, head_dim))
+        plain = run_plain(DEFINITION, arguments, return_lse)
+        if plain is not None:
+            return plain
     tensors, options = prepare(
         q_a,
         k_a,
@@ -137,5 +147,4 @@ def bidirectional_cross_attention(
         max_gap=max_gap,
         deterministic=deterministic,
     )
-    out_a, out_b, lse_a, lse_b = run(backend, DEFINITION, tensors, options)
-    return (out_a, out_b, lse_a, lse_b) if return_lse else (out_a, out_b)
+    return run(backend, DEFINITION, tensors, options, return_lse)

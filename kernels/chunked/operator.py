@@ -17,7 +17,7 @@ from ..arguments import (
     check_scale,
 )
 from ..attend import compute_dtype, zero_padding
-from ..backends import run
+from ..backends import plain_head_dim, run, run_plain
 from ..registration import OperatorDefinition
 from . import reference
 from .reference import ChunkOptions
@@ -178,6 +178,19 @@ def chunked_attention(
         ValueError: an argument has a wrong shape, device or value.
         RuntimeError: the requested backend cannot run this call.
     """
+    head_dim = plain_head_dim(backend, q, dropout_p, deterministic)
+    if (
+        head_dim
+        and (scale is None and dropout_seed is None)
+        and (summaries is None and max_summaries is None)
+        and type(chunk_size) is type(lookback) is type(lookahead) is int
+        and type(causal) is bool
+    ):
+        window = (chunk_size, lookback, lookahead, causal, ALL_SUMMARIES)
+        plain_options = (None, None, mask, None, *window, head_dim**-0.5, 0.0, True)
+        plain = run_plain(DEFINITION, (q, k, v, *plain_options), return_lse)
+        if plain is not None:
+            return (plain[0], plain[1]) if return_lse else plain[0]
     tensors, options = prepare(
         q,
         k,
@@ -194,8 +207,8 @@ def chunked_attention(
         max_summaries=max_summaries,
         deterministic=deterministic,
     )
-    out, lse = run(backend, DEFINITION, tensors, options)
-    return (out, lse) if return_lse else out
+    results = run(backend, DEFINITION, tensors, options, return_lse)
+    return (results[0], results[1]) if return_lse else results[0]
 
 
 def chunk_summaries(

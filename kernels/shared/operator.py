@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import autocast, check_pair, check_same_size
-from ..backends import run
-from ..pairs import PairOptions
+from ..backends import plain_head_dim, run, run_plain
+from ..pairs import PairOptions, plain_options
 from ..registration import OperatorDefinition
 from . import reference
 
@@ -71,8 +71,10 @@ def shared_cross_attention(
         out_a = \text{softmax}_b(S)\, v_b \qquad out_b = \text{softmax}_a(S)^T v_a
 
     The cross-attention of LightGlue (Lindenberger et al., 2023), GLIP (Li et al., 2022),
-    GroundingDINO (Liu et al., 2023) and BiXT (Hiller et al., 2024). The reference backend computes
-    S once.
+    GroundingDINO (Liu et al., 2023) and BiXT (Hiller et al., 2024). The reference
+    and the CPU backend compute S once. Triton does, forward and backward, where the shorter side
+    has at most 64 steps, heads have at most 128 dimensions and the dtype is a half; beyond, once
+    for each direction, in one launch.
 
     Args:
         qk_a: what A is compared by, (batch, heads, time_a, head_dim); any strides with a contiguous
@@ -109,6 +111,16 @@ def shared_cross_attention(
         ValueError: an argument has a wrong shape, device or value.
         RuntimeError: the requested backend cannot run this call.
     """
+    head_dim = plain_head_dim(backend, qk_a, dropout_p, deterministic)
+    if (
+        head_dim
+        and (scale is None and dropout_seed is None)
+        and (times_a is None and times_b is None and decay is None and max_gap is None)
+    ):
+        arguments = (qk_a, qk_b, v_a, v_b, *plain_options(mask_a, mask_b, head_dim))
+        plain = run_plain(DEFINITION, arguments, return_lse)
+        if plain is not None:
+            return plain
     tensors, options = prepare(
         qk_a,
         qk_b,
@@ -125,5 +137,4 @@ def shared_cross_attention(
         max_gap=max_gap,
         deterministic=deterministic,
     )
-    out_a, out_b, lse_a, lse_b = run(backend, DEFINITION, tensors, options)
-    return (out_a, out_b, lse_a, lse_b) if return_lse else (out_a, out_b)
+    return run(backend, DEFINITION, tensors, options, return_lse)

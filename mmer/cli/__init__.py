@@ -20,6 +20,8 @@ COMMANDS = {
     "doctor": "say what is installed and built here, what is not, and why",
     "train": "train a model as a configuration file describes",
     "evaluate": "measure a trained model on recordings it has not seen",
+    "bench": "measure the operators beside their peers on this machine",
+    "inspect": "show what the GPU kernels need and execute, with no GPU",
     "predict": "write a trained model's predictions for a recording, and draw them",
 }
 

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: If the checkpoint or the recordings cannot be used.
     """
-    from mmer.training.display import results_table, wide_console
+    from mmer._console import wide_console
+    from mmer.training.display import results_table
     from mmer.training.protocol import SHORTCUT_NAMES, Row
     from mmer.training.recognizer import load_recognizer
     from mmer.training.scores import score_predictions

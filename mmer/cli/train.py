@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: If a word or a setting is wrong.
     """
     config, folder, resume = read_arguments(arguments.words)
-    from mmer.training.display import ExperimentProgress, results_table, wide_console
+    from mmer._console import wide_console
+    from mmer.training.display import ExperimentProgress, results_table
     from mmer.training.protocol import plan_jobs, run_experiment
 
     console = wide_console()

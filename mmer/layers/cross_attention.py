@@ -159,6 +159,20 @@ class CrossAttention(nn.Module):
         """Bring (batch, time, heads * value_dim) of both sides to ``dim_a`` and ``dim_b``."""
         raise NotImplementedError
 
+    def queries_and_keys(
+        self, x_a: Tensor, x_b: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return what is compared: (query_a, key_b) where A looks at B, (query_b, key_a) back.
+
+        Args:
+            x_a: (batch, time_a, dim_a).
+            x_b: (batch, time_b, dim_b).
+
+        Returns:
+            Tensors of (batch, heads, time, head_dim); their products are not scaled yet.
+        """
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         """Sizes and options, as ``print(layer)`` shows them."""
         parts = [
@@ -296,6 +310,14 @@ class BidirectionalCrossAttention(CrossAttention):
         )
         return results
 
+    def queries_and_keys(
+        self, x_a: Tensor, x_b: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return (query_a, key_b) and (query_b, key_a), (batch, heads, time, head_dim) each."""
+        q_a, k_a, _ = self._project(self.to_qkv_a(x_a))
+        q_b, k_b, _ = self._project(self.to_qkv_b(x_b))
+        return (q_a, k_b), (q_b, k_a)
+
     def _project(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = packed.split(self._parts, dim=-1)
         heads = self.num_heads
@@ -407,13 +429,21 @@ class SharedCrossAttention(CrossAttention):
                 reset_projection(projection)
 
     def _attend(self, x_a: Tensor, x_b: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
-        if self.tie_projections:
-            projected = self.to_qk(x_a), self.to_qk(x_b), self.to_v(x_a), self.to_v(x_b)
-        else:
-            projected = self.to_qk_a(x_a), self.to_qk_b(x_b), self.to_v_a(x_a), self.to_v_b(x_b)
-        qk_a, qk_b, v_a, v_b = (split_heads(x, self.num_heads) for x in projected)
+        (qk_a, qk_b), _ = self.queries_and_keys(x_a, x_b)
+        tied = self.tie_projections
+        v_a = split_heads(self.to_v(x_a) if tied else self.to_v_a(x_a), self.num_heads)
+        v_b = split_heads(self.to_v(x_b) if tied else self.to_v_b(x_b), self.num_heads)
         results: tuple[Tensor, ...] = shared_cross_attention(qk_a, qk_b, v_a, v_b, **options)
         return results
+
+    def queries_and_keys(
+        self, x_a: Tensor, x_b: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return (query_a, key_b) and (query_b, key_a), which are the same two tensors here."""
+        tied = self.tie_projections
+        qk_a = split_heads(self.to_qk(x_a) if tied else self.to_qk_a(x_a), self.num_heads)
+        qk_b = split_heads(self.to_qk(x_b) if tied else self.to_qk_b(x_b), self.num_heads)
+        return (qk_a, qk_b), (qk_b, qk_a)
 
     def _project_out(self, out_a: Tensor, out_b: Tensor) -> tuple[Tensor, Tensor]:
         if self.tie_projections:

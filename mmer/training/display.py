@@ -25,14 +25,7 @@ HEADINGS = {
     "ccc": "CCC",
     "mae": "MAE",
 }
-PIPE_WIDTH = 120
 SECTIONS = {"model": "", "shortcut": "shortcut: ", "published": "others: "}
-
-
-def wide_console() -> Console:
-    """A console as wide as the terminal; wide enough for a table where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, PIPE_WIDTH))
 
 
 def results_table(rows: Sequence[Row], split: str, title: str = "") -> Table:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from mmer.training.display import wide_console
+from mmer._console import wide_console
 from tests.training.cases import tiny_config
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"

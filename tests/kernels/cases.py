@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmer.kernels import bidirectional_cross_attention, shared_cross_attention
+from mmer.kernels import (
+    available_backends,
+    bidirectional_cross_attention,
+    shared_cross_attention,
+)
+from mmer.kernels.triton_backend import interpreted
 from tests.error_rule import random_mask, random_tensor
 from tests.kernels import oracle
 
@@ -16,6 +21,12 @@ OPERATORS = {
     "shared_cross_attention": shared_cross_attention,
     "bidirectional_cross_attention": bidirectional_cross_attention,
 }
+
+
+def backends_of_cpu_tensors() -> list[str]:
+    """The backends that the tests' tensors can run on; Triton among them when it interprets."""
+    names = {"cpu", "reference", *(("triton",) if interpreted() else ())}
+    return [name for name in available_backends() if name in names]
 
 
 @dataclass

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmer.kernels import available_backends, chunk_summaries, chunked_attention
+from mmer.kernels import chunk_summaries, chunked_attention
 from tests.error_rule import random_tensor
-from tests.kernels.cases import OPERATORS, make_pair
+from tests.kernels.cases import OPERATORS, backends_of_cpu_tensors, make_pair
 
-BACKENDS = [name for name in available_backends() if name not in ("cuda", "triton")]
+BACKENDS = backends_of_cpu_tensors()
 backends = pytest.mark.parametrize("backend", BACKENDS)
 operators = pytest.mark.parametrize("operator", OPERATORS)
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from mmer.kernels import available_backends, chunk_summaries, chunked_attention
+from mmer.kernels import chunk_summaries, chunked_attention
 from tests.error_rule import assert_within_error_rule, random_mask, random_tensor
 from tests.kernels import oracle
+from tests.kernels.cases import backends_of_cpu_tensors
 
-BACKENDS = [name for name in available_backends() if name not in ("cuda", "triton")]
+BACKENDS = backends_of_cpu_tensors()
 backends = pytest.mark.parametrize("backend", BACKENDS)
-# The CPU kernels compute in float32; test_cpu_backend.py checks that they refuse float64.
-float64_backends = pytest.mark.parametrize("backend", [x for x in BACKENDS if x != "cpu"])
+# The others compute in float32; test_cpu_backend.py checks that they refuse float64.
+float64_backends = pytest.mark.parametrize("backend", ["reference"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 
 VARIANTS: dict[str, dict[str, Any]] = {

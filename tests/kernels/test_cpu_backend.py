@@ -21,6 +21,7 @@ from mmer.kernels import (
     available_backends,
     chunk_summaries,
     chunked_attention,
+    cpu,
     explain,
     machine_reasons,
 )
@@ -340,12 +341,20 @@ def test_rounding_is_to_nearest_even(dtype: torch.dtype) -> None:
     values = bits[bits.isfinite()].view(1, -1, 1, 256)
     one = torch.ones(1, values.shape[1], 1, 1, dtype=dtype)
     out_a, _ = OPERATORS["shared_cross_attention"](one, one, one, values, backend="cpu")
-    assert torch.equal(out_a, values)
+    # The bfloat16 instructions take denormal numbers as 0.
+    flushed = dtype == torch.bfloat16 and cpu.kernel_capability() in ("avx512_bf16", "amx")
+    tiny = torch.finfo(dtype).tiny
+    is_denormal = values.abs() < tiny
+    kept = torch.where(is_denormal, 0, values) if flushed else values
+    assert torch.equal(out_a, kept)
     # The mean of two neighbours lies half-way, and is rounded as torch rounds it.
+    if flushed:
+        values = values[~is_denormal][: values.numel() // 512 * 256].view(1, -1, 1, 256)
     pairs = torch.stack((values[0, :, 0, :-1], values[0, :, 0, 1:]), dim=1)[None]
-    zeros = torch.zeros(1, values.shape[1], 2, 1, dtype=dtype)
+    one, zeros = one[:, : values.shape[1]], torch.zeros(1, values.shape[1], 2, 1, dtype=dtype)
     out_a, _ = OPERATORS["shared_cross_attention"](one, zeros, one, pairs, backend="cpu")
-    assert torch.equal(out_a[0, :, 0], pairs[0].float().mean(dim=1).to(dtype))
+    mean = pairs[0].float().mean(dim=1).to(dtype)
+    assert torch.equal(out_a[0, :, 0], torch.where(mean.abs() < tiny, 0, mean) if flushed else mean)
 
 
 USE = """
@@ -389,7 +398,7 @@ def run_with_capability(capability: str, code: str = USE) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("capability", ["portable", "neon", "avx2", "avx512"])
+@pytest.mark.parametrize("capability", ["portable", "neon", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set_agrees_with_the_reference(capability: str) -> None:
     report = run_with_capability(capability)
     if "but this CPU has only" in report.get("reason", ""):

@@ -42,6 +42,8 @@ def test_features_are_those_the_kernel_reports(native: ModuleType) -> None:
         ([*AVX2, "avx512f", "avx512_bf16"], "avx2"),
         (AVX512, "avx512"),
         ([*AVX512, "avx512_bf16"], "avx512_bf16"),
+        ([*AVX512, "amx_bf16"], "avx512"),
+        ([*AVX512, "avx512_bf16", "amx_bf16"], "amx"),
     ],
 )
 def test_best_capability_is_chosen(native: ModuleType, features: list[str], chosen: str) -> None:
@@ -76,3 +78,20 @@ def test_the_environment_variable_is_honoured(
     monkeypatch.setenv("MMER_CPU_CAPABILITY", "nonsense")
     with pytest.raises(ValueError, match="MMER_CPU_CAPABILITY"):
         native.cpu_capability()
+
+
+def test_arithmetic_peaks(native: ModuleType) -> None:
+    peaks = native.measure_arithmetic_peaks(threads=2, seconds=0.001)
+    features = native.cpu_features()
+    assert ("float32" in peaks) == ((features["avx2"] and features["fma"]) or features["neon"])
+    assert ("avx512_bf16" in peaks) == features["avx512_bf16"]
+    assert set(peaks) <= {"float32", "avx512_bf16", "amx_bf16"}
+    # Faster than one addition in ten nanoseconds, slower than any CPU.
+    assert all(1e8 < speed < 1e15 for speed in peaks.values())
+
+
+def test_arithmetic_peaks_refuse_nonsense(native: ModuleType) -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        native.measure_arithmetic_peaks(threads=0)
+    with pytest.raises(ValueError, match="seconds must lie in"):
+        native.measure_arithmetic_peaks(threads=1, seconds=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ class Buffer:
     def __init__(self, array: Any) -> None:
         self.array = array
         host = HostView(array)
-        self.written = np.zeros(host.elements.shape, np.bool_)
+        self.written = np.zeros(host.size, np.bool_)
         if self.poisons:
             # All bits set is NaN in every floating-point type, and -1 in integers.
             host.bytes[host.elements] = 0xFF
@@ -81,7 +82,8 @@ class HostView:
 
     Attributes:
         bytes: All of the storage from its first byte on, as a writable view.
-        elements: Offsets in ``bytes`` of every byte of every element.
+        elements: Offsets in ``bytes`` of every byte of every element; a slice where they are one.
+        size: The number of those bytes.
         start: Offset of the first element.
         storage: Identifies the storage: views of one storage share memory.
     """
@@ -110,10 +112,28 @@ class HostView:
         else:
             raise TypeError(f"an argument must be a tensor or an array, not {type(array).__name__}")
         self.storage = self.bytes.ctypes.data
-        offsets = np.full((1,), self.start, np.int64)
-        for extent, stride in zip(shape, strides, strict=True):
-            offsets = (offsets[:, None] + np.arange(extent) * stride).reshape(-1)
-        self.elements = (offsets[:, None] + np.arange(item)).reshape(-1)
+        self.size = math.prod(shape) * item
+        self.elements: slice | NDArray[np.int64] = slice(self.start, self.start + self.size)
+        if not _is_contiguous(shape, strides, item):
+            offsets = np.full((1,), self.start, np.int64)
+            for extent, stride in zip(shape, strides, strict=True):
+                offsets = (offsets[:, None] + np.arange(extent) * stride).reshape(-1)
+            self.elements = (offsets[:, None] + np.arange(item)).reshape(-1)
+
+    def elements_from(self, offset: int) -> slice | NDArray[np.int64]:
+        """The elements' bytes, where the storage begins at ``offset``."""
+        if isinstance(self.elements, slice):
+            return slice(self.elements.start + offset, self.elements.stop + offset)
+        return self.elements + offset
+
+
+def _is_contiguous(shape: Sequence[int], strides: Sequence[int], item: int) -> bool:
+    expected = item
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent > 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
 
 
 @dataclass
@@ -168,7 +188,7 @@ class DeviceMemory:
         device, start = self.device, segment.offset
         device.bytes[start : start + len(segment.data)] = segment.data
         for host, buffer in segment.views:
-            places = host.elements + start
+            places = host.elements_from(start)
             device.valid[places] = True
             if buffer is None:
                 device.initialised[places] = True
@@ -186,9 +206,9 @@ class DeviceMemory:
         for segment in self.segments.values():
             for host, buffer in segment.views:
                 if buffer is not None:
-                    places = host.elements + segment.offset
+                    places = host.elements_from(segment.offset)
                     host.bytes[host.elements] = self.device.bytes[places]
-                    buffer.written = self.device.initialised[places]
+                    buffer.written = self.device.initialised[places].copy()
 
     def unwritten(self) -> list[str]:
         """Describe outputs with elements that no launch wrote."""
@@ -200,7 +220,7 @@ class DeviceMemory:
                     shape = tuple(buffer.array.shape)
                     first = int(np.flatnonzero(~buffer.written)[0])
                     messages.append(
-                        f"{missing} of {host.elements.size} bytes of the output of shape {shape} "
+                        f"{missing} of {host.size} bytes of the output of shape {shape} "
                         f"were not written, the first is byte {first}"
                     )
         return messages

@@ -7,16 +7,23 @@ bfloat16, tf32 or packed pairs: those stay bits, and functions of `numerics` unp
 
 from __future__ import annotations
 
+import re
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from tests.ptx.findings import PtxError
 
-_UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-_SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
-_FLOATING = {16: np.float16, 32: np.float32, 64: np.float64}
-DTYPES = {"u": _UNSIGNED, "s": _SIGNED, "f": _FLOATING}
+_UNSIGNED: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+_SIGNED: dict[int, type[np.generic]] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+_FLOATING: dict[int, type[np.generic]] = {16: np.float16, 32: np.float32, 64: np.float64}
+DTYPES: Mapping[str, Mapping[int, type[np.generic]]] = {
+    "u": _UNSIGNED,
+    "s": _SIGNED,
+    "f": _FLOATING,
+}
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,27 @@ def type_named(name: str) -> PtxType:
     if name not in TYPES:
         raise PtxError(f"type .{name} is not known to the emulator")
     return TYPES[name]
+
+
+def parse_immediate(text: str, wanted: PtxType) -> np.generic:
+    """A constant of an instruction as a NumPy scalar of the type that its operand has.
+
+    Raises:
+        PtxError: For a constant of another width or kind, and for what is no constant.
+    """
+    if wanted.view == "p":
+        return np.bool_(int(text, 0) != 0)
+    if match := re.match(r"0([fF][0-9A-Fa-f]{8}|[dD][0-9A-Fa-f]{16})$", text):
+        raw = bytes.fromhex(match[1][1:])[::-1]
+    else:
+        try:
+            number = int(text.removesuffix("U"), 0)
+        except ValueError:
+            raise PtxError(f"operand {text} is not known") from None
+        if wanted.view == "f":
+            raise PtxError(f"{text} is not a floating-point constant")
+        raw = struct.pack("<Q", number & (2**64 - 1))[: wanted.bits // 8]
+    if 8 * len(raw) != wanted.bits:
+        raise PtxError(f"{text} has {8 * len(raw)} bits where .{wanted.name} is wanted")
+    value: np.generic = np.frombuffer(raw, DTYPES[wanted.view][wanted.bits])[0]
+    return value

@@ -18,6 +18,7 @@ CHECKS = {
     "copy in flight": "shared bytes are touched while a cp.async to them is not awaited",
     "copy never awaited": "a thread ends with a cp.async it never waited for",
     "barrier": "a barrier's count is wrong, or some of its threads never arrive",
+    "early exit": "a CTA ends while others of its cluster may still use its shared memory",
     "divergent warp": "a warp-wide instruction runs with some of the warp's lanes absent",
     "absent lane": "a mask names a lane that does not take part",
     "conflicting store": "lanes of one instruction store different values to one address",

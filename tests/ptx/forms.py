@@ -79,23 +79,22 @@ class Form:
         return ".ftz" in self.opcode
 
 
-# What ends a basic block is executed by the scheduler, not by an expression.
-CONTROL = {
-    "bra": 1,
-    "bra.uni": 1,
-    "ret": 0,
-    "exit": 0,
-    "bar.sync": (1, 2),
-    "barrier.sync": (1, 2),
-    "barrier.sync.aligned": (1, 2),
-    "barrier.cta.sync": (1, 2),
-    "barrier.cta.sync.aligned": (1, 2),
-    "bar.arrive": 2,
-    "barrier.arrive": 2,
-    "barrier.arrive.aligned": 2,
-    "barrier.cta.arrive": 2,
-    "barrier.cta.arrive.aligned": 2,
-}
+# What ends a basic block is executed by the scheduler, not by an expression: opcode, and how many
+# operands it may have. The reductions have a destination first and a predicate last.
+CONTROL: dict[str, tuple[int, ...]] = {"bra": (1,), "bra.uni": (1,), "ret": (0,), "exit": (0,)}
+for _barrier in ("bar", "barrier", "barrier.cta", "bar.cta"):
+    for _aligned in ("", ".aligned") if _barrier.startswith("barrier") else ("",):
+        CONTROL[f"{_barrier}.sync{_aligned}"] = (1, 2)
+        CONTROL[f"{_barrier}.arrive{_aligned}"] = (2,)
+        for _reduction in ("popc", "and", "or"):
+            _kind = "u32" if _reduction == "popc" else "pred"
+            CONTROL[f"{_barrier}.red.{_reduction}{_aligned}.{_kind}"] = (3, 4)
+
+for _aligned in ("", ".aligned"):
+    for _order in ("", ".release", ".relaxed"):
+        CONTROL[f"barrier.cluster.arrive{_order}{_aligned}"] = (0,)
+    for _order in ("", ".acquire"):
+        CONTROL[f"barrier.cluster.wait{_order}{_aligned}"] = (0,)
 
 _FORMS: dict[tuple[str, int], list[Form]] = {}
 

@@ -48,7 +48,8 @@ class DeviceBytes:
 
     def seal(self) -> None:
         """Count the gaps, so that an access is checked by its two ends."""
-        self.gaps = np.concatenate([[0], np.cumsum(~self.valid)])
+        self.gaps = np.zeros(len(self.valid) + 1, np.int32)
+        np.cumsum(~self.valid, out=self.gaps[1:])
 
 
 class GlobalMemory:
@@ -254,7 +255,10 @@ class GlobalMemory:
             thread = self.threads.thread[lanes][:, None]
             warp = (lanes // WARP)[:, None]
             wrote, clock = device.writer_thread[places], device.write_clock[places]
-            known = self.clocks.known[warp, wrote // WARP]
+            first = (
+                self.threads.cta[lanes][:, None] % self.threads.cluster_size * self.threads.warps
+            )
+            known = self.clocks.known[warp, first + wrote // WARP]
             beside = wrote // WARP == thread // WARP
             racing = np.where(beside, (wrote != thread) & (clock == known), clock > known)
             if unchanged is not None:

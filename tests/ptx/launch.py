@@ -13,21 +13,32 @@ be touched.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.ptx.arguments import DeviceMemory, arrays_of, pack_argument
 from tests.ptx.counters import Counters
 from tests.ptx.dtypes import type_named
 from tests.ptx.findings import Finding, Findings, KernelFault, PtxError
 from tests.ptx.parser import Entry, Module, Parameter, parse_module
-from tests.ptx.scheduler import Batch
-from tests.ptx.threads import Threads
+from tests.ptx.scheduler import Batch, Launch
+from tests.ptx.threads import Threads, clusters_of
 from tests.ptx.translate import Program, translate
 
 _LANES_PER_BATCH = 2048
+# Shared memory of a CTA, from the CUDA programming guide's table of compute capabilities.
+_SHARED_LIMITS = {
+    "80": 163 * 1024,
+    "86": 99 * 1024,
+    "89": 99 * 1024,
+    "90": 227 * 1024,
+    "100": 227 * 1024,
+    "120": 99 * 1024,
+}
 
 
 class Kernel:
@@ -60,11 +71,13 @@ class Kernel:
         arguments: Sequence[Any],
         shared_bytes: int = 0,
         *,
+        cluster: Sequence[int] | None = None,
         seed: int | None = None,
         check: bool = True,
         ctas: Sequence[int] | None = None,
         batch: int | None = None,
         findings: list[Finding] | None = None,
+        limit: int = 5_000_000,
     ) -> Counters:
         """Run the kernel over a grid.
 
@@ -75,12 +88,14 @@ class Kernel:
                 `InOut`, numbers, None for a null pointer, and for a struct `Struct`, `Packed` or
                 its bytes.
             shared_bytes: Dynamic shared memory.
+            cluster: CTAs of a cluster along x, y, z; by default what the kernel was compiled for.
             seed: Warps overtake each other, CTAs come and atomics act in an order drawn from this
                 seed. None: CTAs in order, warps in step.
             check: Raise when a rule of the machine was broken.
-            ctas: Run only these, by their linear index; outputs may then stay unwritten.
+            ctas: Run only the clusters of these, by linear index; outputs may then stay unwritten.
             batch: CTAs that run at a time; by default as many as make 2048 threads.
             findings: Filled with what was found, if given.
+            limit: Basic blocks that a batch may execute before it counts as endless.
 
         Returns:
             What was executed.
@@ -89,34 +104,31 @@ class Kernel:
             KernelFault: A rule was broken, and ``check`` is true.
             PtxError: The arguments or the block do not fit the kernel.
         """
-        sizes = [tuple([*extent, 1, 1][:3]) for extent in (grid, block)]
+        extent, size = (_three(shape) for shape in (grid, block))
+        self._check_limits(math.prod(size), shared_bytes)
         memory = DeviceMemory(arrays_of(arguments), self.module.variables)
-        packed = self._pack(arguments, memory)
-        order = np.arange(math.prod(sizes[0])) if ctas is None else np.array(ctas, np.int64)
+        group = self.entry.cluster if cluster is None else _three(cluster)
+        order = self._order(extent, group, ctas)
         random = None if seed is None else np.random.default_rng(seed)
         if random is not None:
             random.shuffle(order)
-        found, counters = Findings(), Counters(ctas=len(order))
-        lanes = -(-math.prod(sizes[1]) // 32) * 32
-        batch = batch or max(1, _LANES_PER_BATCH // lanes)
-        if not 0 < math.prod(sizes[1]) <= 1024:
-            raise PtxError(f"a block has 1 to 1024 threads, not {math.prod(sizes[1])}")
-        symbols = {**memory.symbols, **self.symbols}
-        for start in range(0, len(order), batch):
-            threads = Threads(order[start : start + batch], *sizes)
-            Batch(
-                self.program,
-                threads,
-                memory.device,
-                packed,
-                symbols,
-                self.shared_bytes + shared_bytes,
-                self.local_bytes,
-                self.granule,
-                found,
-                counters,
-                random,
-            ).run()
+        found, counters = Findings(), Counters(ctas=order.size)
+        state = Launch(
+            program=self.program,
+            device=memory.device,
+            parameters=self._pack(arguments, memory),
+            symbols={**memory.symbols, **self.symbols},
+            shared_size=self.shared_bytes + shared_bytes,
+            local_size=self.local_bytes,
+            granule=self.granule,
+            findings=found,
+            counters=counters,
+            random=random,
+        )
+        per_batch = max(1, (batch or _LANES_PER_BATCH // math.prod(size)) // math.prod(group))
+        for start in range(0, len(order), per_batch):
+            chosen = order[start : start + per_batch].reshape(-1)
+            Batch(state, Threads(chosen, extent, size, group)).run(limit)
         memory.collect()
         for message in memory.unwritten() if ctas is None else ():
             found.report("unwritten output", self.entry.instructions[-1], message)
@@ -125,6 +137,33 @@ class Kernel:
         if check and len(found):
             raise KernelFault(self.name, list(found))
         return counters
+
+    def _order(
+        self,
+        grid: tuple[int, int, int],
+        cluster: tuple[int, int, int],
+        ctas: Sequence[int] | None,
+    ) -> NDArray[np.int64]:
+        """The CTAs to run: (clusters, CTAs of a cluster)."""
+        if any(extent % size for extent, size in zip(grid, cluster, strict=True)):
+            raise PtxError(f"a grid of {grid} has no whole clusters of {cluster}")
+        clusters = clusters_of(grid, cluster)
+        if ctas is not None:
+            clusters = clusters[np.isin(clusters, ctas).any(axis=1)]
+        return clusters
+
+    def _check_limits(self, threads: int, dynamic: int) -> None:
+        required, most = self.entry.required_threads, self.entry.most_threads
+        if not 0 < threads <= most or (required and threads != required):
+            wanted = f"{required} threads" if required else f"1 to {most} threads"
+            raise PtxError(f"{self.name} takes blocks of {wanted}, not {threads}")
+        digits = re.match(r"sm_(\d+)", self.module.target)
+        limit = _SHARED_LIMITS.get(digits[1] if digits else "", max(_SHARED_LIMITS.values()))
+        if self.shared_bytes + dynamic > limit:
+            raise PtxError(
+                f"{self.name} wants {self.shared_bytes + dynamic} bytes of shared memory; "
+                f"{self.module.target} has {limit}"
+            )
 
     def _pack(self, arguments: Sequence[Any], memory: DeviceMemory) -> bytes:
         if len(arguments) != len(self.parameters):
@@ -164,6 +203,11 @@ class LoadedModule:
 def load(text: str) -> LoadedModule:
     """Read PTX text; its kernels are translated when they are asked for."""
     return LoadedModule(text)
+
+
+def _three(shape: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = [*shape, 1, 1][:3]
+    return x, y, z
 
 
 def _granule(entry: Entry) -> int:

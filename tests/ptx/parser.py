@@ -6,6 +6,7 @@ Nothing is interpreted here: what an instruction means, and whether it is known 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -71,10 +72,13 @@ class Variable:
 
 @dataclass
 class Entry:
-    """A kernel as written."""
+    """A kernel as written, for blocks of ``required_threads`` (0: any) up to ``most_threads``."""
 
     name: str
     parameters: list[Parameter]
+    required_threads: int = 0
+    most_threads: int = 1024
+    cluster: tuple[int, int, int] = (1, 1, 1)
     variables: list[Variable] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -107,7 +111,14 @@ class Module:
     def entry(self, name: str) -> Entry:
         """Parse the entry called ``name``."""
         header, body, line = self._sources[name]
-        entry = Entry(name, _parse_parameters(header))
+        bounds = {"reqntid": 0, "maxntid": 1024}
+        for match in re.finditer(r"\.(reqntid|maxntid)\s+([\d, ]+)", header):
+            bounds[match[1]] = math.prod(int(size) for size in match[2].split(","))
+        entry = Entry(name, _parse_parameters(header), bounds["reqntid"], bounds["maxntid"])
+        cluster = re.search(r"\.reqnctapercluster\s+([\d, ]+)", header)
+        if cluster is not None:
+            x, y, z = [*(int(size) for size in cluster[1].split(",")), 1, 1][:3]
+            entry.cluster = (x, y, z)
         _BodyParser(entry, line).parse(body)
         return entry
 

@@ -8,13 +8,15 @@ other as they do on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.ptx import numerics
-from tests.ptx.barriers import Barriers
+from tests.ptx.barriers import Barriers, ClusterBarrier
+from tests.ptx.cluster_memory import ClusterMemory
 from tests.ptx.copies import AsyncCopies
 from tests.ptx.counters import Counters, instruction_class
 from tests.ptx.dtypes import DTYPES
@@ -30,7 +32,7 @@ from tests.ptx.shadow import Clocks, SharedShadow
 from tests.ptx.shared_memory import SharedMemory
 from tests.ptx.small_memories import GenericMemory, LocalMemory, ParameterMemory
 from tests.ptx.tensor import TensorCores
-from tests.ptx.threads import WARP, Mask, Threads
+from tests.ptx.threads import WARP, Lanes, Mask, Threads
 from tests.ptx.translate import Program, Terminator
 from tests.ptx.warps import Warps
 from tests.ptx.wgmma import WARPGROUP, WarpgroupMatrix
@@ -40,7 +42,6 @@ Array = NDArray[Any]
 # A register that was never written holds this NaN, to be seen in the results.
 _GARBAGE = 0x7FC0DEAD
 _ENDED = np.int32(2**30)
-_STEP_LIMIT = 20_000_000
 
 
 def put(register: Array, value: Array, mask: Mask) -> None:
@@ -61,34 +62,54 @@ def bits(values: Array, dtype: Any) -> Array:
     return values.view(dtype)
 
 
+@dataclass
+class Launch:
+    """What all CTAs of a launch have in common.
+
+    Attributes:
+        program: The translated kernel.
+        device: Global memory.
+        parameters: The bytes of the kernel's parameters.
+        symbols: Addresses of variables and parameters, each in its space.
+        shared_size, local_size: Bytes of shared memory of a CTA, of local memory of a thread.
+        granule: Bytes of shared memory that are watched as one.
+        findings: Where broken rules are entered.
+        counters: Where what is executed is counted.
+        random: Draws the schedule, or None for lockstep.
+    """
+
+    program: Program
+    device: DeviceBytes
+    parameters: bytes
+    symbols: dict[str, int]
+    shared_size: int
+    local_size: int
+    granule: int
+    findings: Findings
+    counters: Counters
+    random: np.random.Generator | None
+
+
 class Batch:
     """The state of the CTAs that run together."""
 
-    def __init__(
-        self,
-        program: Program,
-        threads: Threads,
-        device: DeviceBytes,
-        parameters: bytes,
-        symbols: dict[str, int],
-        shared_size: int,
-        local_size: int,
-        granule: int,
-        findings: Findings,
-        counters: Counters,
-        random: np.random.Generator | None,
-    ) -> None:
+    def __init__(self, launch: Launch, threads: Threads) -> None:
+        program, findings, counters = launch.program, launch.findings, launch.counters
         self.program, self.threads = program, threads
-        self.findings, self.counters, self.random = findings, counters, random
+        self.counters, self.random = counters, launch.random
         clocks = Clocks(threads)
-        stride = max(-(-shared_size // 128) * 128, 128)
-        self.shadow = SharedShadow(threads, clocks, stride, granule, findings)
-        shared = SharedMemory(threads, shared_size, stride, self.shadow, findings, counters, random)
-        glob = GlobalMemory(device, threads, clocks, findings, counters, random)
-        local = LocalMemory(threads, local_size, findings)
-        param = ParameterMemory(parameters)
+        stride = max(-(-launch.shared_size // 128) * 128, 128)
+        self.shadow = SharedShadow(threads, clocks, stride, launch.granule, findings)
+        shared = SharedMemory(
+            threads, launch.shared_size, stride, self.shadow, findings, counters, self.random
+        )
+        glob = GlobalMemory(launch.device, threads, clocks, findings, counters, self.random)
+        local = LocalMemory(threads, launch.local_size, findings)
+        param = ParameterMemory(launch.parameters)
         self.copies = AsyncCopies(threads, glob, shared, findings)
         self.barriers = Barriers(threads, clocks, findings)
+        self.cluster_barrier = ClusterBarrier(threads, clocks, findings)
+        self.cluster_memory = ClusterMemory(shared)
         self.wgmma = (
             WarpgroupMatrix(threads, shared, findings, counters)
             if threads.size % WARPGROUP == 0
@@ -101,7 +122,7 @@ class Batch:
             **{name: getattr(numerics, name) for name in dir(numerics) if name[0] != "_"},
             **{t.__name__: t for view in DTYPES.values() for t in view.values()},
             **threads.special_registers(),
-            **self._constants(symbols),
+            **self._constants(launch.symbols),
             **self._registers(),
             "put": put,
             "both": both,
@@ -113,9 +134,10 @@ class Batch:
             "shadow": self.shadow,
             "global_memory": glob,
             "shared_memory": shared,
+            "cluster_memory": self.cluster_memory,
             "local_memory": local,
             "param_memory": param,
-            "generic_memory": GenericMemory(glob, shared, local, param),
+            "generic_memory": GenericMemory(glob, self.cluster_memory, local, param),
             "copies": self.copies,
             "warps": Warps(threads, clocks, findings),
             "tensor": TensorCores(threads, findings, counters),
@@ -147,13 +169,13 @@ class Batch:
                     values[f"{name}_{view}"] = register.view(dtypes[type_.bits])
         return values
 
-    def run(self) -> None:
-        """Run all threads to their end."""
+    def run(self, limit: int) -> None:
+        """Run all threads to their end, of at most ``limit`` blocks."""
         threads = self.threads
         place = np.where(threads.missing, _ENDED, 0).astype(np.int32)
         together: int | None = None if threads.missing.any() or self.random else 0
         with np.errstate(all="ignore"):
-            for _ in range(_STEP_LIMIT):
+            for _ in range(limit):
                 if together is not None:
                     together = self._step_together(together, place)
                     if together is not None and together >= len(self.functions):
@@ -164,8 +186,9 @@ class Batch:
                 if self.random is None and self._is_together(place):
                     together = int(place[0])
             else:
-                raise PtxError(f"{self.program.entry.name}: no end after {_STEP_LIMIT} blocks")
+                raise PtxError(f"{self.program.entry.name}: no end after {limit} blocks")
         self.copies.finish()
+        self.shadow.finish(self.program.entry.instructions[-1])
         if self.wgmma is not None:
             self.wgmma.finish(self.program.entry.instructions[-1])
 
@@ -193,7 +216,10 @@ class Batch:
 
     def _step(self, place: NDArray[np.int32]) -> bool:
         """Some lanes execute a block; False when all have ended."""
-        ready = (place < _ENDED) & (self.barriers.waiting < 0)
+        ready = (place < _ENDED) & (self.barriers.waiting < 0) & ~self.cluster_barrier.waiting
+        if self.threads.cluster_size > 1:
+            ctas = (place >= _ENDED).reshape(-1, self.threads.size)
+            self.cluster_memory.ended[:] = ctas.all(axis=1)
         if not ready.any():
             alive = place < _ENDED
             if not alive.any():
@@ -202,6 +228,7 @@ class Batch:
             instruction = self.program.blocks[stuck].terminator.instruction
             assert instruction is not None
             self.barriers.release_stuck(alive, instruction)
+            self.cluster_barrier.release_stuck(instruction)
             return True
         if self.random is not None:
             ready = self._some_warps(ready)
@@ -214,10 +241,9 @@ class Batch:
 
     def _is_together(self, place: NDArray[np.int32]) -> bool:
         here = place[0]
-        nobody_waits = self.barriers.waiting[0] < 0
-        return bool(nobody_waits and here < _ENDED and (place == here).all()) and bool(
-            (self.barriers.waiting < 0).all()
-        )
+        if here >= _ENDED or not (place == here).all():
+            return False
+        return not (self.barriers.waiting >= 0).any() and not self.cluster_barrier.waiting.any()
 
     def _some_warps(self, ready: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A random half of the ready lanes: the same warps of each CTA, so that CTAs stay together.
@@ -242,13 +268,40 @@ class Batch:
             place[taken] = end.target
         elif end.kind == "exit":
             place[taken] = _ENDED
-        elif end.kind in ("sync", "arrive") and taken.any():
+        elif end.kind in ("sync", "arrive", "reduce") and taken.any():
             assert end.instruction is not None
             barrier, count = self._barrier_operands(end)
-            self.barriers.arrive(
-                np.flatnonzero(taken), barrier, count, end.kind == "sync", end.instruction
-            )
+            waits = end.kind != "arrive"
+            for lanes in self.barriers.arrive(
+                np.flatnonzero(taken), barrier, count, waits, end.instruction
+            ):
+                self._reduce(lanes, place)
+        elif end.kind.startswith("cluster") and taken.any():
+            assert end.instruction is not None
+            if end.kind == "cluster wait":
+                self.cluster_barrier.wait(np.flatnonzero(taken), end.instruction)
+            else:
+                ordered = end.kind == "cluster arrive"
+                self.cluster_barrier.arrive(np.flatnonzero(taken), ordered, end.instruction)
         place[place == len(self.functions)] = _ENDED
+
+    def _reduce(self, lanes: Lanes, place: NDArray[np.int32]) -> None:
+        """Give lanes that leave a reducing barrier their results; each knows where it came from."""
+        ends = {int(block) - 1 for block in place[lanes]}
+        if not any(self.program.blocks[block].terminator.reduction for block in ends):
+            return
+        votes = np.zeros(self.threads.count, np.bool_)
+        for block in ends:
+            end = self.program.blocks[block].terminator
+            predicate = self.names[end.predicate.lstrip("~")]
+            mine = lanes[place[lanes] == block + 1]
+            votes[mine] = ~predicate[mine] if end.predicate.startswith("~") else predicate[mine]
+        functions = {"popc": np.count_nonzero, "and": np.all, "or": np.any}
+        for block in ends:
+            end = self.program.blocks[block].terminator
+            self.names[end.result][lanes[place[lanes] == block + 1]] = functions[end.reduction](
+                votes[lanes]
+            )
 
     def _takes(self, end: Terminator) -> NDArray[np.bool_] | None:
         if not end.guard:

@@ -1,10 +1,10 @@
 """Who may touch which shared bytes when: races, order between warps, and the async proxy.
 
-Each warp has a clock, and knows of every other warp of its CTA how far that one's clock had come
-when a barrier last joined them (a vector clock). For each granule of shared memory we keep its last
-writer and, for each warp, its last read. An access is ordered after another if the accessing warp
-knows of the other warp's clock at that time; two accesses that are not ordered, one of them a
-write, are a race, in whatever order this run happened to execute them.
+Each warp has a clock, and knows of every other warp of its cluster how far that one's clock had
+come when a barrier last joined them (a vector clock). For each granule of shared memory we keep
+its last writer and, for each warp, its last read. An access is ordered after another if the
+accessing warp knows of the other warp's clock at that time; two accesses that are not ordered, one
+of them a write, are a race, in whatever order this run happened to execute them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ class Clocks:
     """The vector clocks of all warps of a batch.
 
     Attributes:
-        known: (warps of the batch, warps of a CTA): how far each warp knows its CTA's clocks.
+        width: Warps of a cluster (of a CTA, where there are no clusters).
+        known: (warps of the batch, width): how far each warp knows its cluster's clocks.
         proxied: The same for what is visible to the async proxy.
     """
 
     def __init__(self, threads: Threads) -> None:
         self.threads = threads
         total = threads.count // WARP
-        self.place = np.arange(total) % threads.warps
-        self.known = np.zeros((total, threads.warps), np.int32)
+        self.width = threads.warps * threads.cluster_size
+        self.place = np.arange(total) % self.width
+        self.known = np.zeros((total, self.width), np.int32)
         self.known[np.arange(total), self.place] = 1
         self.proxied = np.zeros_like(self.known)
 
@@ -49,7 +51,7 @@ class Clocks:
 
     def join_all(self) -> None:
         """A barrier of whole CTAs, all CTAs of the batch at once."""
-        shape = (-1, self.threads.warps, self.threads.warps)
+        shape = (-1, self.threads.warps, self.width)
         for table in (self.known, self.proxied):
             view = table.reshape(shape)
             view[:] = view.max(axis=1, keepdims=True)
@@ -73,7 +75,7 @@ class SharedShadow:
         self.writer = np.full(count, -1, np.int32)
         self.write_clock = np.zeros(count, np.int32)
         self.by_generic_proxy = np.zeros(count, np.bool_)
-        self.read_clock = np.zeros((count, threads.warps), np.int32)
+        self.read_clock = np.zeros((count, clocks.width), np.int32)
         self.reader = np.full(count, _WHOLE_WARP, np.int32)
         self.copier = np.zeros(count, np.int32)
         self.pending = np.zeros(count, np.int16)
@@ -185,6 +187,24 @@ class SharedShadow:
         if hidden.any():
             self._report("proxy fence", granules, lanes, hidden, here, "reads")
 
+    def finish(self, here: Instruction) -> None:
+        """Check that each CTA outlived what the others of its cluster do with its memory."""
+        if self.threads.cluster_size == 1:
+            return
+        per_cta = self.size // self.granule
+        warps = self.threads.warps
+        for cta in range(len(self.threads.ctas)):
+            own = slice(cta * per_cta, (cta + 1) * per_cta)
+            known = self.clocks.known[cta * warps : (cta + 1) * warps].max(axis=0)
+            late = self.read_clock[own].max(axis=0) > known
+            wrote = np.maximum(self.writer[own], 0) // WARP % self.clocks.width
+            late[wrote[self.write_clock[own] > known[wrote]]] = True
+            if late.any():
+                cluster = cta // self.threads.cluster_size * self.clocks.width
+                other = self.threads.name((cluster + int(np.argmax(late))) * WARP)
+                detail = f"CTA {self.threads.ctas[cta]} does not wait for the warp of {other}"
+                self.findings.report("early exit", here, detail)
+
     def proxy_fence(self, mask: Mask) -> None:
         """fence.proxy.async by the warps with a lane in ``mask``."""
         self.clocks.proxy_fence(np.unique(self.threads.active(mask) // WARP))
@@ -213,7 +233,7 @@ class SharedShadow:
     ) -> None:
         writer, clock = self.writer[granules], self.write_clock[granules]
         writer_warp = writer >> 5
-        known = self.clocks.known[warps[:, None], writer_warp % self.threads.warps]
+        known = self.clocks.known[warps[:, None], writer_warp % self.clocks.width]
         racing = clock > known
         racing |= (
             (writer_warp == warps[:, None]) & (writer != lanes[:, None]) & (clock == own[:, None])

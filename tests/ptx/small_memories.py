@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.ptx.cluster_memory import ClusterMemory
 from tests.ptx.findings import Findings, PtxError
 from tests.ptx.global_memory import (
     GLOBAL_BASE,
@@ -16,7 +17,6 @@ from tests.ptx.global_memory import (
     GlobalMemory,
 )
 from tests.ptx.parser import Instruction
-from tests.ptx.shared_memory import SharedMemory
 from tests.ptx.threads import Mask, Threads
 
 Array = NDArray[Any]
@@ -85,7 +85,11 @@ class GenericMemory:
     """Chooses the memory of each lane by its address."""
 
     def __init__(
-        self, glob: GlobalMemory, shared: SharedMemory, local: LocalMemory, param: ParameterMemory
+        self,
+        glob: GlobalMemory,
+        shared: ClusterMemory,
+        local: LocalMemory,
+        param: ParameterMemory,
     ) -> None:
         self.threads = glob.threads
         self.windows = (
@@ -112,6 +116,26 @@ class GenericMemory:
             if isinstance(memory, ParameterMemory):
                 raise PtxError(f"line {here.line}: parameters cannot be written: {here.text}")
             memory.store(addresses - np.uint64(base), values, dtype, mask, here)
+
+    def update(
+        self,
+        operation: str,
+        type_name: str,
+        addresses: Array,
+        values: list[Array],
+        m: Mask,
+        here: Instruction,
+    ) -> Array:
+        """An atomic operation of each lane; returns what the lanes found."""
+        result = np.zeros(self.threads.count, values[0].dtype)
+        for memory, base, mask in self._parts(addresses, m):
+            if not isinstance(memory, (GlobalMemory, ClusterMemory)):
+                raise PtxError(f"line {here.line}: no atomics on this memory: {here.text}")
+            found = memory.update(
+                operation, type_name, addresses - np.uint64(base), values, mask, here
+            )
+            result[mask] = found[mask]
+        return result
 
     def _parts(self, addresses: Array, m: Mask) -> list[tuple[Any, int, NDArray[np.bool_]]]:
         rest = np.ones(self.threads.count, np.bool_) if m is None else m.copy()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from tests.ptx import Counters, Finding, Kernel, load
 
@@ -11,6 +14,29 @@ HEADER = ".version 8.8\n.target {target}\n.address_size 64\n"
 REGISTERS = """
 .reg .pred %p<32>; .reg .b16 %h<64>; .reg .b32 %r<256>; .reg .f32 %f<256>; .reg .b64 %d<64>;
 """
+
+
+SEEDS = (None, 0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """Replace ``old`` by ``new``: ``check`` must find it, ``also`` may follow from it."""
+
+    name: str
+    old: str
+    new: str
+    check: str
+    also: frozenset[str] = frozenset()
+
+    def apply(self, text: str) -> str:
+        assert self.old in text, self.name
+        return text.replace(self.old, self.new)
+
+
+def bugs(*entries: Bug) -> Any:
+    """Parametrise over bugs."""
+    return pytest.mark.parametrize("bug", [pytest.param(bug, id=bug.name) for bug in entries])
 
 
 def kernel(

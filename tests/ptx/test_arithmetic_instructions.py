@@ -28,7 +28,7 @@ LANES = 32
 HEADER = ".version 8.8\n.target sm_90a\n.address_size 64\n"
 _NOT_ARITHMETIC = {
     "ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mma", "wgmma", "movmatrix", "shfl",
-    "vote", "match", "redux", "activemask", "bar", "elect", "fence", "membar",
+    "vote", "match", "redux", "activemask", "bar", "elect", "fence", "membar", "mapa", "getctarank",
 }  # fmt: skip
 _EDGES = {
     "f16": [0, 0x8000, 0x3C00, 0xBC00, 0x7C00, 0xFC00, 0x7E00, 0x0001, 0x7BFF, 0x3555],

@@ -6,6 +6,7 @@ import pytest
 
 from tests.ptx import PtxError, load
 from tests.ptx import test_arithmetic_instructions as arithmetic
+from tests.ptx import test_clusters as clusters
 from tests.ptx import test_matrix_instructions as matrix
 from tests.ptx import test_memory_instructions as memory
 from tests.ptx import test_warp_instructions as warp
@@ -17,7 +18,9 @@ from tests.ptx.snippets import HEADER
 def test_every_form_has_a_case() -> None:
     """Each form is executed by exactly one file; arithmetic ones also have an oracle."""
     for form in all_forms():
-        claims = [module.is_covered(form) for module in (arithmetic, memory, warp, matrix)]
+        claims = [
+            module.is_covered(form) for module in (arithmetic, memory, warp, matrix, clusters)
+        ]
         assert sum(claims) == 1, form.opcode
         if claims[0]:
             zeros = [1.0 if x.type and x.type.view == "f" else 1 for x in form.sources]

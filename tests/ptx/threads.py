@@ -22,12 +22,19 @@ class Threads:
         warps: Warps of a CTA.
         cta: For each lane, its CTA's place in the batch.
         warp: For each lane, its warp, counted over the batch.
+        cluster_size: CTAs of a cluster; they stand one after the other, by their rank.
     """
 
     def __init__(
-        self, ctas: NDArray[np.int64], grid: tuple[int, int, int], block: tuple[int, int, int]
+        self,
+        ctas: NDArray[np.int64],
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        cluster: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         self.ctas = ctas
+        self.cluster = cluster
+        self.cluster_size = int(np.prod(cluster))
         self.grid, self.block = grid, block
         self.real_size = int(np.prod(block))
         self.warps = -(-self.real_size // WARP)
@@ -66,6 +73,13 @@ class Threads:
             values[f"ctaid_{axis}"], number = number % extent, number // extent
             values[f"ntid_{axis}"] = np.full(self.count, size)
             values[f"nctaid_{axis}"] = np.full(self.count, extent)
+        for axis, size, extent in zip("xyz", self.cluster, self.grid, strict=True):
+            values[f"cluster_ctaid_{axis}"] = values[f"ctaid_{axis}"] % size
+            values[f"clusterid_{axis}"] = values[f"ctaid_{axis}"] // size
+            values[f"cluster_nctaid_{axis}"] = np.full(self.count, size)
+            values[f"nclusterid_{axis}"] = np.full(self.count, extent // size)
+        values["cluster_ctarank"] = self.cta % self.cluster_size
+        values["cluster_nctarank"] = np.full(self.count, self.cluster_size)
         values["laneid"] = self.lane
         values["warpid"] = self.thread // WARP
         values["nwarpid"] = np.full(self.count, self.warps)
@@ -77,3 +91,12 @@ class Threads:
         values["lanemask_gt"] = full - values["lanemask_le"]
         values["lanemask_ge"] = full - values["lanemask_lt"]
         return {name: value.astype(np.uint32) for name, value in values.items()}
+
+
+def clusters_of(grid: tuple[int, int, int], cluster: tuple[int, int, int]) -> NDArray[np.int64]:
+    """The grid's CTAs by their linear indices: (clusters, CTAs of a cluster by rank)."""
+    index = np.arange(int(np.prod(grid))).reshape(grid[::-1])
+    split = []
+    for extent, size in zip(grid[::-1], cluster[::-1], strict=True):
+        split += [extent // size, size]
+    return index.reshape(split).transpose(0, 2, 4, 1, 3, 5).reshape(-1, int(np.prod(cluster)))

@@ -7,22 +7,26 @@ it came from.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType
 
 import numpy as np
 
 from tests.ptx import instructions as _whitelist  # noqa: F401 - fills the table of forms
-from tests.ptx.dtypes import DTYPES, PtxType
+from tests.ptx.dtypes import PtxType, parse_immediate
 from tests.ptx.findings import PtxError
 from tests.ptx.forms import CONTROL, Form, Operand, form_of
 from tests.ptx.parser import Entry, Instruction, Variable
 
 SPECIAL_REGISTERS = frozenset(
     [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
-    + ["%laneid", "%warpid", "%nwarpid"]
+    + ["%laneid", "%warpid", "%nwarpid", "%cluster_ctarank", "%cluster_nctarank"]
+    + [
+        f"%{name}.{axis}"
+        for name in ("cluster_ctaid", "cluster_nctaid", "clusterid", "nclusterid")
+        for axis in "xyz"
+    ]
     + [f"%lanemask_{relation}" for relation in ("eq", "lt", "le", "gt", "ge")]
 )
 
@@ -32,7 +36,9 @@ class Terminator:
     """How a block ends.
 
     Attributes:
-        kind: "fall", "branch", "exit", "sync" or "arrive".
+        kind: "fall", "branch", "exit", "cluster arrive", "cluster relaxed arrive", "cluster wait",
+            "sync", "arrive" or "reduce": a sync that also gives
+            its threads the ``reduction`` ("popc", "and", "or") of ``predicate`` in ``result``.
         guard: Variable of the predicate that lets a lane take it, or "".
         negated: Whether the predicate must be false.
         target: Block that a branch goes to.
@@ -45,6 +51,9 @@ class Terminator:
     target: int = -1
     barrier: str = ""
     count: str = ""
+    reduction: str = ""
+    predicate: str = ""
+    result: str = ""
     instruction: Instruction | None = None
 
 
@@ -132,26 +141,42 @@ class _Translator:
             self.program.blocks.append(block)
 
     def _terminator(self, instruction: Instruction, block_at: dict[int, int]) -> Terminator:
-        counts = CONTROL[instruction.opcode]
-        operands = instruction.operands
-        if len(operands) not in (counts if isinstance(counts, tuple) else (counts,)):
+        operands = list(instruction.operands)
+        if len(operands) not in CONTROL[instruction.opcode]:
             raise PtxError(f"line {instruction.line}: wrong operands: {instruction.text}")
+        end = Terminator(
+            guard=self._predicate(instruction.guard) if instruction.guard else "",
+            negated=instruction.negated,
+            instruction=instruction,
+        )
         name = instruction.opcode.split(".")[0]
-        target, barrier, count = -1, "", ""
         if name == "bra":
-            kind = "branch"
             if operands[0] not in self.entry.labels:
                 raise PtxError(f"line {instruction.line}: no such label: {instruction.text}")
-            target = block_at[self.entry.labels[operands[0]]]
-        elif name in ("ret", "exit"):
-            kind = "exit"
-        else:
-            kind = "arrive" if ".arrive" in instruction.opcode else "sync"
-            integer = Operand("scalar", _U32)
-            barrier = self._scalar(operands[0], integer)
-            count = self._scalar(operands[1], integer) if len(operands) > 1 else ""
-        guard = self._predicate(instruction.guard) if instruction.guard else ""
-        return Terminator(kind, guard, instruction.negated, target, barrier, count, instruction)
+            return replace(end, kind="branch", target=block_at[self.entry.labels[operands[0]]])
+        if name in ("ret", "exit"):
+            return replace(end, kind="exit")
+        if name == "barrier" and instruction.opcode.split(".")[1] == "cluster":
+            action = "wait" if ".wait" in instruction.opcode else "arrive"
+            relaxed = "relaxed " if ".relaxed" in instruction.opcode else ""
+            return replace(end, kind=f"cluster {relaxed}{action}")
+        if ".red." in instruction.opcode:
+            type_ = _PRED if instruction.opcode.endswith("pred") else _U32
+            target = self._put(operands.pop(0), Operand("scalar", type_), "", "")[0]
+            end = replace(
+                end,
+                reduction=instruction.opcode.split(".red.")[1].split(".")[0],
+                predicate=self._predicate(operands.pop()),
+                result=target.removeprefix("put(").split(",")[0],
+            )
+        kind = "arrive" if ".arrive" in instruction.opcode else "sync"
+        integer = Operand("scalar", _U32)
+        return replace(
+            end,
+            kind="reduce" if end.reduction else kind,
+            barrier=self._scalar(operands[0], integer),
+            count=self._scalar(operands[1], integer) if len(operands) > 1 else "",
+        )
 
     def lines(self, instruction: Instruction) -> list[str]:
         """The Python lines of one instruction that is not control flow."""
@@ -285,7 +310,7 @@ class _Translator:
         if base in self.entry.registers or base.startswith("%"):
             register = self.entry.register_type(base)
             wide = register.bits == 64
-            if register.family == "float" or not (wide or space in ("shared", "local")):
+            if register.family == "float" or not (wide or space in ("shared", "cluster", "local")):
                 raise PtxError(f"{base} of .{register.name} is no address of {space} memory")
             value = f"{self._register(base, register)}_u"
         else:
@@ -310,7 +335,7 @@ class _Translator:
         return key
 
     def _immediate(self, text: str, wanted: PtxType) -> str:
-        value = _immediate_value(text, wanted)
+        value = parse_immediate(text, wanted)
         bits = value.tobytes()[::-1].hex()
         name = f"k_{value.dtype.name}_{bits}"
         self.program.constants[name] = value
@@ -364,28 +389,6 @@ def _elements(text: str) -> list[str]:
 
 def _floats(operands: tuple[Operand, ...]) -> bool:
     return all(operand.type is not None and operand.type.name == "f32" for operand in operands)
-
-
-def _immediate_value(text: str, wanted: PtxType) -> np.generic:
-    if wanted.view == "p":
-        return np.bool_(int(text, 0) != 0)
-    if match := re.match(r"0[fF]([0-9A-Fa-f]{8})$", text):
-        raw, given = bytes.fromhex(match[1])[::-1], 32
-    elif match := re.match(r"0[dD]([0-9A-Fa-f]{16})$", text):
-        raw, given = bytes.fromhex(match[1])[::-1], 64
-    else:
-        try:
-            number = int(text.removesuffix("U"), 0)
-        except ValueError:
-            raise PtxError(f"operand {text} is not known") from None
-        if wanted.view == "f" and wanted.family == "float":
-            raise PtxError(f"{text} is not a floating-point constant")
-        size = wanted.bits // 8
-        raw, given = struct.pack("<Q", number & (2**64 - 1))[:size], wanted.bits
-    if given != wanted.bits:
-        raise PtxError(f"{text} has {given} bits where .{wanted.name} is wanted")
-    dtype = np.dtype(DTYPES[wanted.view][wanted.bits])
-    return np.frombuffer(raw, dtype)[0]
 
 
 _PRED = PtxType("pred", 1, "p", "pred")

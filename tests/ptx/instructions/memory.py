@@ -26,6 +26,7 @@ _LOADS = {
     "param": ("ld.param",),
     "local": ("ld.local",),
     "shared": ("ld{.volatile,}.shared", "ld.shared::cta"),
+    "cluster": ("ld{.volatile,}.shared::cluster",),
     "global": (
         "ld.global{.ca,.cg,.cs,.L1::evict_first,.L1::evict_last,}",
         "ld.global.nc{.L1::no_allocate,.L1::no_allocate.L2::128B,.L1::no_allocate.L2::256B,}",
@@ -36,6 +37,7 @@ _LOADS = {
 _STORES = {
     "local": ("st.local",),
     "shared": ("st{.volatile,}.shared", "st.shared::cta"),
+    "cluster": ("st{.volatile,}.shared::cluster",),
     "global": (
         "st.global{.cg,.cs,.wt,.L1::evict_first,.L1::evict_last,}",
         "st.{volatile,relaxed.gpu,release.gpu}.global",
@@ -94,13 +96,15 @@ _ORDERED = {
         "global.cta.{relaxed,acq_rel}",
     ),
     "shared": ("shared",),
+    "cluster": ("shared::cluster",),
+    "generic": ("",),
 }
 for _space, _patterns in _ORDERED.items():
     for _ordered in _patterns:
         for _operation, _types in _OPERATIONS.items():
             for _type in _types.split():
                 _rounding = ".noftz" if "f16" in _type else ""
-                _tail = f"{_ordered}.{_operation}{_rounding}.{_type}"
+                _tail = f"{_ordered}.{_operation}{_rounding}.{_type}".removeprefix(".")
                 _sources, _values = _type, "[b]"
                 if _operation == "cas":
                     _sources, _values = f"{_type}, {_type}", "[b, c]"
@@ -117,5 +121,5 @@ for _space, _patterns in _ORDERED.items():
 
 # Threads of a CTA see each other's writes in program order here, so plain fences change nothing.
 define("membar.{cta,gl,sys}", "=", "None")
-define("fence{.sc,.acq_rel,}.{cta,gpu,sys}", "=", "None")
+define("fence{.sc,.acq_rel,}.{cta,cluster,gpu,sys}", "=", "None")
 define("fence.proxy.async{.shared::cta,}", "=", "shadow.proxy_fence(m)")

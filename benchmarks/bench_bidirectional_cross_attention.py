@@ -1,0 +1,19 @@
+"""Bidirectional cross-attention beside its peers, under pytest-benchmark.
+
+``mmer bench`` measures the same in turns, with memory, tables and plots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmer.benchmark.cases import Case, Shape
+
+from .measured import every_case, run
+
+
+@every_case("bidirectional_cross_attention")
+def test_bidirectional_cross_attention(
+    benchmark: Any, shape: Shape, dtype: str, direction: str, implementation: str
+) -> None:
+    run(benchmark, Case("bidirectional_cross_attention", shape, dtype, direction), implementation)

@@ -1,0 +1,368 @@
+"""Bidirectional cross-attention backward in Triton: four roles in one launch.
+
+A block of rows of either side has two programs: one streams the other side's keys and values for
+the gradient of its queries, one the other side's queries for the gradients of its keys and values.
+Nothing is added up in memory, so the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..triton_backend.directions import key_value_gradient, query_gradient, whole_span
+from ..triton_backend.tiles import (
+    load_lse_log2,
+    load_real,
+    load_row_values,
+    load_tile,
+    load_times,
+    runtime_matrix,
+    runtime_steps,
+    select_head,
+    store_tile,
+)
+
+
+class BackwardSide(NamedTuple):
+    """One side: matrices, and pointers (batch * heads, time) of float32."""
+
+    query: Any
+    key: Any
+    value: Any
+    grad_out: Any
+    grad_query: Any
+    grad_key: Any
+    grad_value: Any
+    lse: Any
+    delta: Any
+    steps: Any
+
+
+@triton.jit
+def runtime_side(side):
+    """The side with strides that are values, not constants."""
+    return BackwardSide(
+        runtime_matrix(side.query),
+        runtime_matrix(side.key),
+        runtime_matrix(side.value),
+        runtime_matrix(side.grad_out),
+        runtime_matrix(side.grad_query),
+        runtime_matrix(side.grad_key),
+        runtime_matrix(side.grad_value),
+        side.lse,
+        side.delta,
+        runtime_steps(side.steps),
+    )
+
+
+@triton.jit(do_not_specialize=["heads", "time_a", "time_b", "blocks_a", "blocks_b"])
+def bidirectional_backward(
+    a,
+    b,
+    scoring,
+    scale,
+    gap_sums,
+    heads,
+    time_a,
+    time_b,
+    blocks_a,
+    blocks_b,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM_A: tl.constexpr,
+    VALUE_DIM_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    LIMITED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of a block of rows. ``gap_sums`` (batch * heads, blocks_a + blocks_b) or None."""
+    both = blocks_a + blocks_b
+    task = tl.program_id(0) % (2 * both)
+    row = tl.program_id(0) // (2 * both)
+    for_keys = task >= both
+    block = tl.where(for_keys, task - both, task)
+    if VALUE_DIM_A == VALUE_DIM_B:
+        a = runtime_side(a)
+        b = runtime_side(b)
+        if block < blocks_a:
+            x = a
+            y = b
+            time_x = time_a
+            time_y = time_b
+            start = block * BLOCK
+            stream = 0
+        else:
+            x = b
+            y = a
+            time_x = time_b
+            time_y = time_a
+            start = (block - blocks_a) * BLOCK
+            stream = 1
+        _one_role(
+            x,
+            y,
+            scoring,
+            scale,
+            gap_sums,
+            heads,
+            time_x,
+            time_y,
+            start,
+            row,
+            block,
+            both,
+            for_keys,
+            stream,
+            HEAD_DIM,
+            VALUE_DIM_A,
+            VALUE_DIM_A,
+            BLOCK,
+            TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            LIMITED,
+            PRECISION,
+        )
+    else:
+        if block < blocks_a:
+            _one_role(
+                a,
+                b,
+                scoring,
+                scale,
+                gap_sums,
+                heads,
+                time_a,
+                time_b,
+                block * BLOCK,
+                row,
+                block,
+                both,
+                for_keys,
+                0,
+                HEAD_DIM,
+                VALUE_DIM_A,
+                VALUE_DIM_B,
+                BLOCK,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
+            )
+        else:
+            _one_role(
+                b,
+                a,
+                scoring,
+                scale,
+                gap_sums,
+                heads,
+                time_b,
+                time_a,
+                (block - blocks_a) * BLOCK,
+                row,
+                block,
+                both,
+                for_keys,
+                1,
+                HEAD_DIM,
+                VALUE_DIM_B,
+                VALUE_DIM_A,
+                BLOCK,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
+            )
+
+
+@triton.jit
+def _one_role(
+    x,
+    y,
+    scoring,
+    scale,
+    gap_sums,
+    heads,
+    time_x,
+    time_y,
+    start,
+    row,
+    block,
+    row_blocks,
+    for_keys,
+    stream,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM_X: tl.constexpr,
+    VALUE_DIM_Y: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    LIMITED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Rows of x from ``start`` on; ``stream`` is that of the softmax whose queries are in x."""
+    batch = row // heads
+    head = row % heads
+    rows = start + tl.arange(0, BLOCK)
+    x_real = load_real(x.steps, batch, start, time_x, BLOCK)
+    x_times = None
+    if x.steps.times is not None:
+        x_times = load_times(x.steps, batch, start, x_real, BLOCK)
+    span = whole_span(y.steps, batch, time_y, TILE)
+    if for_keys:
+        # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
+        key = load_tile(
+            select_head(x.key, batch, head),
+            x.key.stride_time,
+            start,
+            x_real,
+            HEAD_DIM,
+            BLOCK,
+            BLOCK_HEAD_DIM,
+            True,
+        )
+        value = load_tile(
+            select_head(x.value, batch, head),
+            x.value.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_X,
+            BLOCK,
+            BLOCK_VALUE_DIM,
+            True,
+        )
+        grad_key, grad_value = key_value_gradient(
+            tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
+            tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
+            key,
+            value,
+            start,
+            x_real,
+            x_times,
+            None,
+            select_head(y.query, batch, head),
+            y.query.stride_time,
+            select_head(y.grad_out, batch, head),
+            y.grad_out.stride_time,
+            y.lse,
+            y.delta,
+            y.steps,
+            batch,
+            head,
+            row,
+            time_y,
+            span,
+            scoring,
+            1 - stream,
+            HEAD_DIM,
+            VALUE_DIM_X,
+            BLOCK,
+            TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            LIMITED,
+            PRECISION,
+        )
+        grad_key = tl.where(x_real[:, None], grad_key * scale, 0.0)
+        grad_value = tl.where(x_real[:, None], grad_value, 0.0)
+        store_tile(
+            select_head(x.grad_key, batch, head),
+            x.grad_key.stride_time,
+            start,
+            time_x,
+            grad_key,
+            HEAD_DIM,
+            BLOCK,
+            BLOCK_HEAD_DIM,
+        )
+        store_tile(
+            select_head(x.grad_value, batch, head),
+            x.grad_value.stride_time,
+            start,
+            time_x,
+            grad_value,
+            VALUE_DIM_X,
+            BLOCK,
+            BLOCK_VALUE_DIM,
+        )
+    else:
+        query = load_tile(
+            select_head(x.query, batch, head),
+            x.query.stride_time,
+            start,
+            x_real,
+            HEAD_DIM,
+            BLOCK,
+            BLOCK_HEAD_DIM,
+            True,
+        )
+        grad_out = load_tile(
+            select_head(x.grad_out, batch, head),
+            x.grad_out.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_Y,
+            BLOCK,
+            BLOCK_VALUE_DIM,
+            True,
+        )
+        lse_log2 = load_lse_log2(x.lse, row, start, time_x, BLOCK)
+        delta = load_row_values(x.delta, row, start, time_x, BLOCK)
+        if LIMITED:
+            # A real query may see no key here, and its gradient may then be NaN.
+            grad_out = tl.where((lse_log2 < float("inf"))[:, None], grad_out, 0.0)
+        grad_query, gap_sum = query_gradient(
+            tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
+            tl.zeros([BLOCK], tl.float32),
+            query,
+            rows,
+            x_real,
+            x_times,
+            grad_out,
+            lse_log2,
+            delta,
+            select_head(y.key, batch, head),
+            y.key.stride_time,
+            select_head(y.value, batch, head),
+            y.value.stride_time,
+            y.steps,
+            None,
+            batch,
+            head,
+            row,
+            time_y,
+            span,
+            scoring,
+            stream,
+            HEAD_DIM,
+            VALUE_DIM_Y,
+            BLOCK,
+            TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            LIMITED,
+            PRECISION,
+        )
+        grad_query = tl.where(x_real[:, None], grad_query * scale, 0.0)
+        store_tile(
+            select_head(x.grad_query, batch, head),
+            x.grad_query.stride_time,
+            start,
+            time_x,
+            grad_query,
+            HEAD_DIM,
+            BLOCK,
+            BLOCK_HEAD_DIM,
+        )
+        if gap_sums is not None:
+            pointer = gap_sums + tl.cast(row, tl.int64) * row_blocks + block
+            tl.store(pointer, tl.sum(tl.where(x_real, gap_sum, 0.0), 0))

@@ -1,0 +1,570 @@
+"""Shared cross-attention backward in Triton: S once in one block, else once for each side.
+
+``shared_once_backward`` holds the short side Y and streams X: seven products, one launch, and the
+gradients of a tile of X are final when it has passed. ``shared_split_backward`` gives each block of
+rows of either side a program that streams the other side: five products for each side, S and the
+gradient of the weights twice, no partial sums in memory. Both always add in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..triton_backend.delta import row_delta
+from ..triton_backend.directions import tile_count, tile_start, whole_span
+from ..triton_backend.tiles import (
+    LOG2_E,
+    keep_mask,
+    load_lse_log2,
+    load_real,
+    load_row_values,
+    load_tile,
+    load_times,
+    out_of_reach,
+    runtime_matrix,
+    runtime_steps,
+    select_head,
+    store_tile,
+)
+
+
+class BackwardSide(NamedTuple):
+    """One side: matrices, and pointers (batch * heads, time); ``out`` is for S once alone."""
+
+    key: Any
+    value: Any
+    out: Any
+    grad_out: Any
+    grad_key: Any
+    grad_value: Any
+    lse: Any
+    grad_lse: Any
+    delta: Any
+    steps: Any
+
+
+@triton.jit
+def runtime_side(side):
+    """The side with strides that are values, not constants; without what S once needs alone."""
+    return BackwardSide(
+        runtime_matrix(side.key),
+        runtime_matrix(side.value),
+        None,
+        runtime_matrix(side.grad_out),
+        runtime_matrix(side.grad_key),
+        runtime_matrix(side.grad_value),
+        side.lse,
+        None,
+        side.delta,
+        runtime_steps(side.steps),
+    )
+
+
+@triton.jit(do_not_specialize=["heads", "time_a", "time_b", "blocks_a", "blocks_b"])
+def shared_split_backward(
+    a,
+    b,
+    scoring,
+    scale,
+    gap_sums,
+    heads,
+    time_a,
+    time_b,
+    blocks_a,
+    blocks_b,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM_A: tl.constexpr,
+    VALUE_DIM_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    LIMITED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of a block of rows of either side. ``gap_sums`` (batch * heads, blocks_a)."""
+    block = tl.program_id(0) % (blocks_a + blocks_b)
+    row = tl.program_id(0) // (blocks_a + blocks_b)
+    gap_sum = gap_sums
+    if gap_sums is not None:
+        gap_sum = gap_sums + tl.cast(row, tl.int64) * blocks_a + block
+    if VALUE_DIM_A == VALUE_DIM_B:
+        a = runtime_side(a)
+        b = runtime_side(b)
+        if block < blocks_a:
+            x = a
+            y = b
+            time_x = time_a
+            time_y = time_b
+            start = block * BLOCK
+            stream = 0
+        else:
+            x = b
+            y = a
+            time_x = time_b
+            time_y = time_a
+            start = (block - blocks_a) * BLOCK
+            stream = 1
+        _split_block(
+            x,
+            y,
+            scoring,
+            scale,
+            gap_sum,
+            heads,
+            time_x,
+            time_y,
+            start,
+            row,
+            stream,
+            HEAD_DIM,
+            VALUE_DIM_A,
+            VALUE_DIM_A,
+            BLOCK,
+            TILE,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            LIMITED,
+            PRECISION,
+        )
+    else:
+        if block < blocks_a:
+            _split_block(
+                a,
+                b,
+                scoring,
+                scale,
+                gap_sum,
+                heads,
+                time_a,
+                time_b,
+                block * BLOCK,
+                row,
+                0,
+                HEAD_DIM,
+                VALUE_DIM_A,
+                VALUE_DIM_B,
+                BLOCK,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
+            )
+        else:
+            _split_block(
+                b,
+                a,
+                scoring,
+                scale,
+                gap_sum,
+                heads,
+                time_b,
+                time_a,
+                (block - blocks_a) * BLOCK,
+                row,
+                1,
+                HEAD_DIM,
+                VALUE_DIM_B,
+                VALUE_DIM_A,
+                BLOCK,
+                TILE,
+                BLOCK_HEAD_DIM,
+                BLOCK_VALUE_DIM,
+                LIMITED,
+                PRECISION,
+            )
+
+
+@triton.jit
+def _split_block(
+    x,
+    y,
+    scoring,
+    scale,
+    gap_sum,
+    heads,
+    time_x,
+    time_y,
+    start_x,
+    row,
+    stream,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM_X: tl.constexpr,
+    VALUE_DIM_Y: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    LIMITED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Rows of x from ``start_x`` on; ``stream`` is that of the softmax whose queries are in x."""
+    MASKED: tl.constexpr = x.steps.mask is not None
+    TIMED: tl.constexpr = x.steps.times is not None
+    batch = row // heads
+    head = row % heads
+    rows = start_x + tl.arange(0, BLOCK)
+    x_real = load_real(x.steps, batch, start_x, time_x, BLOCK)
+    # (BLOCK, BLOCK_HEAD_DIM), then (BLOCK, BLOCK_VALUE_DIM)
+    x_key = load_tile(
+        select_head(x.key, batch, head),
+        x.key.stride_time,
+        start_x,
+        x_real,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
+        True,
+    )
+    x_value = load_tile(
+        select_head(x.value, batch, head),
+        x.value.stride_time,
+        start_x,
+        x_real,
+        VALUE_DIM_X,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
+    )
+    x_grad = load_tile(
+        select_head(x.grad_out, batch, head),
+        x.grad_out.stride_time,
+        start_x,
+        x_real,
+        VALUE_DIM_Y,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
+    )
+    x_lse = load_lse_log2(x.lse, row, start_x, time_x, BLOCK)
+    x_delta = load_row_values(x.delta, row, start_x, time_x, BLOCK)
+    if TIMED:
+        x_times = load_times(x.steps, batch, start_x, x_real, BLOCK)
+    if LIMITED:
+        x_grad = tl.where((x_lse < float("inf"))[:, None], x_grad, 0.0)
+    y_key_pointer = select_head(y.key, batch, head)
+    y_value_pointer = select_head(y.value, batch, head)
+    y_grad_pointer = select_head(y.grad_out, batch, head)
+    grad_key = tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32)
+    grad_value = tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32)
+    gaps = tl.zeros([BLOCK], tl.float32)
+    span = whole_span(y.steps, batch, time_y, TILE)
+    for EDGE in tl.static_range(1 if MASKED else 0, 2):
+        for index in range(0, tile_count(span, EDGE, TILE)):
+            start = tile_start(span, index, EDGE, TILE)
+            columns = start + tl.arange(0, TILE)
+            y_real = columns < time_y
+            if EDGE:
+                y_real = load_real(y.steps, batch, start, time_y, TILE)
+            reached = True
+            if TIMED:
+                y_times = load_times(y.steps, batch, start, y_real, TILE)
+                if LIMITED:
+                    reached = not out_of_reach(x_times, x_real, y_times, y_real, scoring.max_gap)
+            if reached:
+                # (TILE, BLOCK_HEAD_DIM)
+                y_key = load_tile(
+                    y_key_pointer,
+                    y.key.stride_time,
+                    start,
+                    y_real,
+                    HEAD_DIM,
+                    TILE,
+                    BLOCK_HEAD_DIM,
+                    EDGE,
+                )
+                y_lse = load_lse_log2(y.lse, row, start, time_y, TILE)
+                y_delta = load_row_values(y.delta, row, start, time_y, TILE)
+                # (BLOCK, TILE)
+                scores = tl.dot(x_key, tl.trans(y_key), input_precision=PRECISION)
+                scores = scores * scoring.scale_log2
+                if TIMED:
+                    gap = tl.abs(x_times[:, None] - y_times[None, :])
+                    if scoring.decay is not None:
+                        scores -= tl.load(scoring.decay + head) * LOG2_E * gap
+                    if LIMITED:
+                        scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
+                if EDGE:
+                    scores = tl.where(y_real[None, :], scores, float("-inf"))
+                x_weights = tl.math.exp2(scores - x_lse[:, None])
+                y_weights = tl.math.exp2(scores - y_lse[None, :])
+                # (TILE, BLOCK_VALUE_DIM), each loaded when it is needed: registers are scarce
+                y_value = load_tile(
+                    y_value_pointer,
+                    y.value.stride_time,
+                    start,
+                    y_real,
+                    VALUE_DIM_Y,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
+                )
+                grad_x_weights = tl.dot(x_grad, tl.trans(y_value), input_precision=PRECISION)
+                y_grad = load_tile(
+                    y_grad_pointer,
+                    y.grad_out.stride_time,
+                    start,
+                    y_real,
+                    VALUE_DIM_X,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
+                )
+                if LIMITED:
+                    y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
+                grad_y_weights = tl.dot(x_value, tl.trans(y_grad), input_precision=PRECISION)
+                kept = y_weights
+                if scoring.seed is not None:
+                    x_keep = keep_mask(scoring, row, rows, start, stream, BLOCK, TILE)
+                    y_keep = tl.trans(
+                        keep_mask(scoring, row, columns, start_x, 1 - stream, TILE, BLOCK)
+                    )
+                    grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
+                    grad_y_weights = tl.where(y_keep, grad_y_weights * scoring.keep_scale, 0.0)
+                    kept = tl.where(y_keep, y_weights * scoring.keep_scale, 0.0)
+                grad_value = tl.dot(
+                    kept.to(y_grad.dtype), y_grad, grad_value, input_precision=PRECISION
+                )
+                grad_scores = x_weights * (grad_x_weights - x_delta[:, None])
+                grad_scores += y_weights * (grad_y_weights - y_delta[None, :])
+                if TIMED and gap_sum is not None:
+                    gaps += tl.sum(grad_scores * gap, 1)
+                grad_key = tl.dot(
+                    grad_scores.to(y_key.dtype), y_key, grad_key, input_precision=PRECISION
+                )
+    grad_key = tl.where(x_real[:, None], grad_key * scale, 0.0)
+    grad_value = tl.where(x_real[:, None], grad_value, 0.0)
+    store_tile(
+        select_head(x.grad_key, batch, head),
+        x.grad_key.stride_time,
+        start_x,
+        time_x,
+        grad_key,
+        HEAD_DIM,
+        BLOCK,
+        BLOCK_HEAD_DIM,
+    )
+    store_tile(
+        select_head(x.grad_value, batch, head),
+        x.grad_value.stride_time,
+        start_x,
+        time_x,
+        grad_value,
+        VALUE_DIM_X,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+    )
+    if gap_sum is not None:  # noqa: SIM102 - known when compiling, what follows is not
+        # Every pair is seen from A: B has nothing to add.
+        if stream == 0:
+            tl.store(gap_sum, tl.sum(tl.where(x_real, gaps, 0.0), 0))
+
+
+@triton.jit(do_not_specialize=["heads", "time_x", "time_y", "stream_x", "stream_y"])
+def shared_once_backward(
+    x,
+    y,
+    scoring,
+    scale,
+    gap_sums,
+    heads,
+    time_x,
+    time_y,
+    stream_x,
+    stream_y,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM_X: tl.constexpr,
+    VALUE_DIM_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    LIMITED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One head a program. ``gap_sums`` (batch * heads,)."""
+    MASKED: tl.constexpr = x.steps.mask is not None
+    TIMED: tl.constexpr = x.steps.times is not None
+    row = tl.program_id(0)
+    batch = row // heads
+    head = row % heads
+    columns = tl.arange(0, BLOCK_Y)
+    y_real = load_real(y.steps, batch, 0, time_y, BLOCK_Y)
+    # (BLOCK_Y, BLOCK_HEAD_DIM), then (BLOCK_Y, BLOCK_VALUE_DIM)
+    y_key = load_tile(
+        select_head(y.key, batch, head),
+        y.key.stride_time,
+        0,
+        y_real,
+        HEAD_DIM,
+        BLOCK_Y,
+        BLOCK_HEAD_DIM,
+        True,
+    )
+    y_value = load_tile(
+        select_head(y.value, batch, head),
+        y.value.stride_time,
+        0,
+        y_real,
+        VALUE_DIM_Y,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        True,
+    )
+    y_grad = load_tile(
+        select_head(y.grad_out, batch, head),
+        y.grad_out.stride_time,
+        0,
+        y_real,
+        VALUE_DIM_X,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        True,
+    )
+    y_lse = load_lse_log2(y.lse, row, 0, time_y, BLOCK_Y)
+    if TIMED:
+        y_times = load_times(y.steps, batch, 0, y_real, BLOCK_Y)
+    if LIMITED:
+        y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
+    y_delta = row_delta(
+        y, batch, head, row, 0, y_real, time_y, y_grad, VALUE_DIM_X, BLOCK_Y, BLOCK_VALUE_DIM
+    )
+    grad_y_key = tl.zeros([BLOCK_Y, BLOCK_HEAD_DIM], tl.float32)
+    grad_y_value = tl.zeros([BLOCK_Y, BLOCK_VALUE_DIM], tl.float32)
+    gaps = tl.zeros([BLOCK_Y], tl.float32)
+    for index in range(0, tl.cdiv(time_x, BLOCK_X)):
+        start = index * BLOCK_X
+        rows = start + tl.arange(0, BLOCK_X)
+        x_real = load_real(x.steps, batch, start, time_x, BLOCK_X)
+        # (BLOCK_X, BLOCK_HEAD_DIM), then (BLOCK_X, BLOCK_VALUE_DIM)
+        x_key = load_tile(
+            select_head(x.key, batch, head),
+            x.key.stride_time,
+            start,
+            x_real,
+            HEAD_DIM,
+            BLOCK_X,
+            BLOCK_HEAD_DIM,
+            True,
+        )
+        x_grad = load_tile(
+            select_head(x.grad_out, batch, head),
+            x.grad_out.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_Y,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+            True,
+        )
+        x_lse = load_lse_log2(x.lse, row, start, time_x, BLOCK_X)
+        if LIMITED:
+            x_grad = tl.where((x_lse < float("inf"))[:, None], x_grad, 0.0)
+        x_delta = row_delta(
+            x,
+            batch,
+            head,
+            row,
+            start,
+            x_real,
+            time_x,
+            x_grad,
+            VALUE_DIM_Y,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+        )
+        # (BLOCK_Y, BLOCK_X): the resident side on the rows of the products
+        scores = tl.dot(y_key, tl.trans(x_key), input_precision=PRECISION) * scoring.scale_log2
+        if TIMED:
+            x_times = load_times(x.steps, batch, start, x_real, BLOCK_X)
+            gap = tl.abs(y_times[:, None] - x_times[None, :])
+            if scoring.decay is not None:
+                scores -= tl.load(scoring.decay + head) * LOG2_E * gap
+            if LIMITED:
+                scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
+        scores = tl.where(y_real[:, None] & x_real[None, :], scores, float("-inf"))
+        x_weights = tl.math.exp2(scores - x_lse[None, :])
+        y_weights = tl.math.exp2(scores - y_lse[:, None])
+        grad_x_weights = tl.dot(y_value, tl.trans(x_grad), input_precision=PRECISION)
+        x_value = load_tile(
+            select_head(x.value, batch, head),
+            x.value.stride_time,
+            start,
+            x_real,
+            VALUE_DIM_X,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+            True,
+        )
+        grad_y_weights = tl.dot(y_grad, tl.trans(x_value), input_precision=PRECISION)
+        kept_x = x_weights
+        kept_y = y_weights
+        if scoring.seed is not None:
+            x_keep = tl.trans(keep_mask(scoring, row, rows, 0, stream_x, BLOCK_X, BLOCK_Y))
+            y_keep = keep_mask(scoring, row, columns, start, stream_y, BLOCK_Y, BLOCK_X)
+            grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
+            grad_y_weights = tl.where(y_keep, grad_y_weights * scoring.keep_scale, 0.0)
+            kept_x = tl.where(x_keep, x_weights * scoring.keep_scale, 0.0)
+            kept_y = tl.where(y_keep, y_weights * scoring.keep_scale, 0.0)
+        grad_y_value = tl.dot(
+            kept_x.to(x_grad.dtype), x_grad, grad_y_value, input_precision=PRECISION
+        )
+        grad_x_value = tl.dot(tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION)
+        grad_scores = x_weights * (grad_x_weights - x_delta[None, :])
+        grad_scores += y_weights * (grad_y_weights - y_delta[:, None])
+        if TIMED and gap_sums is not None:
+            gaps += tl.sum(grad_scores * gap, 1)
+        rounded = grad_scores.to(x_key.dtype)
+        grad_y_key = tl.dot(rounded, x_key, grad_y_key, input_precision=PRECISION)
+        grad_x_key = tl.dot(tl.trans(rounded), y_key, input_precision=PRECISION) * scale
+        if MASKED:
+            grad_x_key = tl.where(x_real[:, None], grad_x_key, 0.0)
+            grad_x_value = tl.where(x_real[:, None], grad_x_value, 0.0)
+        store_tile(
+            select_head(x.grad_key, batch, head),
+            x.grad_key.stride_time,
+            start,
+            time_x,
+            grad_x_key,
+            HEAD_DIM,
+            BLOCK_X,
+            BLOCK_HEAD_DIM,
+        )
+        store_tile(
+            select_head(x.grad_value, batch, head),
+            x.grad_value.stride_time,
+            start,
+            time_x,
+            grad_x_value,
+            VALUE_DIM_X,
+            BLOCK_X,
+            BLOCK_VALUE_DIM,
+        )
+    grad_y_key = tl.where(y_real[:, None], grad_y_key * scale, 0.0)
+    grad_y_value = tl.where(y_real[:, None], grad_y_value, 0.0)
+    store_tile(
+        select_head(y.grad_key, batch, head),
+        y.grad_key.stride_time,
+        0,
+        time_y,
+        grad_y_key,
+        HEAD_DIM,
+        BLOCK_Y,
+        BLOCK_HEAD_DIM,
+    )
+    store_tile(
+        select_head(y.grad_value, batch, head),
+        y.grad_value.stride_time,
+        0,
+        time_y,
+        grad_y_value,
+        VALUE_DIM_Y,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+    )
+    if gap_sums is not None:
+        tl.store(gap_sums + row, tl.sum(gaps, 0))

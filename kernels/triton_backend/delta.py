@@ -1,0 +1,114 @@
+"""What the backward of a softmax subtracts from its weights' gradient, for each query."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .tiles import load_real, load_row_values, load_tile, select_head, store_row_values
+
+
+class DeltaSide(NamedTuple):
+    """Outputs and gradients of one side; ``grad_lse`` and ``delta`` (batch * heads, time)."""
+
+    out: Any
+    grad_out: Any
+    lse: Any
+    grad_lse: Any
+    delta: Any
+    steps: Any
+
+
+@triton.jit
+def row_delta(
+    side,
+    batch,
+    head,
+    row,
+    start,
+    real,
+    time,
+    grad_out,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """rowsum(out * grad_out) - grad_lse, (BLOCK,); 0 for a row that sees no key."""
+    out = load_tile(
+        select_head(side.out, batch, head),
+        side.out.stride_time,
+        start,
+        real,
+        DIM,
+        BLOCK,
+        BLOCK_DIM,
+        True,
+    )
+    product = out.to(tl.float32) * grad_out.to(tl.float32)
+    # The selection keeps the product out of a fused multiply-add with a neighbour's: lanes that
+    # hold the same sum would round it differently, and which of them is stored is not defined.
+    delta = tl.sum(tl.where(real[:, None], product, 0.0), 1)
+    if side.grad_lse is not None:
+        delta -= load_row_values(side.grad_lse, row, start, time, BLOCK)
+    rows = start + tl.arange(0, BLOCK)
+    lse = tl.load(
+        side.lse + tl.cast(row, tl.int64) * time + rows, mask=rows < time, other=float("-inf")
+    )
+    return tl.where(lse > float("-inf"), delta, 0.0)
+
+
+@triton.jit(do_not_specialize=["heads", "blocks_a", "blocks_b", "time_a", "time_b"])
+def pair_delta(
+    a,
+    b,
+    heads,
+    time_a,
+    time_b,
+    blocks_a,
+    blocks_b,
+    DIM_A: tl.constexpr,
+    DIM_B: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    """The delta of both sides in one launch; ``b`` None for one side alone."""
+    block = tl.program_id(0) % (blocks_a + blocks_b)
+    row = tl.program_id(0) // (blocks_a + blocks_b)
+    if b is None:
+        _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM)
+    else:
+        if block < blocks_a:
+            _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM)
+        else:
+            start = (block - blocks_a) * BLOCK
+            _delta_block(b, heads, row, start, time_b, DIM_B, BLOCK, BLOCK_DIM)
+
+
+@triton.jit
+def _delta_block(
+    side,
+    heads,
+    row,
+    start,
+    time,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+):
+    batch = row // heads
+    head = row % heads
+    real = load_real(side.steps, batch, start, time, BLOCK)
+    grad_out = load_tile(
+        select_head(side.grad_out, batch, head),
+        side.grad_out.stride_time,
+        start,
+        real,
+        DIM,
+        BLOCK,
+        BLOCK_DIM,
+        True,
+    )
+    delta = row_delta(side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM)
+    store_row_values(side.delta, row, start, time, delta, BLOCK)

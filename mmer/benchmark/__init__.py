@@ -1,0 +1,1 @@
+"""The operators measured beside their peers: what ``mmer bench`` and ``benchmarks/`` run."""
