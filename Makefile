@@ -24,7 +24,7 @@ export MMER_BUILD
 SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test test-all bench gpu lint clean
+.PHONY: install demo test test-all bench gpu lint sanitize emulate-arm clean
 
 install: $(VENV)/.dev
 
@@ -49,6 +49,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES))
 	$(BIN)/mypy
+
+# Neither needs torch or the built package: they compile the kernels with a driver of their own.
+sanitize: $(VENV)/.torch
+	$(BIN)/python tests/native/run.py --sanitize thread
+	$(BIN)/python tests/native/run.py --sanitize address,undefined
+
+emulate-arm: $(VENV)/.torch
+	$(BIN)/python tests/native/run.py --compiler "aarch64-linux-gnu-g++ -static" --emulator qemu-aarch64-static
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -479,6 +479,7 @@ setup(
                 "csrc/cpu/shared_operator.cpp",
                 "csrc/cpu/bidirectional_operator.cpp",
                 "csrc/cpu/chunked_operator.cpp",
+                "csrc/cpu/window_operator.cpp",
                 "csrc/cpu/capability.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/dropout_bits.cpp",

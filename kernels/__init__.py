@@ -22,6 +22,7 @@ from .chunked import (
     chunked_attention,
     chunked_attention_step,
 )
+from .chunked.window import WINDOW
 from .decompositions import decompose
 from .registration import OperatorDefinition
 from .shared import shared_cross_attention
@@ -48,7 +49,7 @@ _DEFINITIONS = [definition for definition, _ in _OPERATORS.values()]
 # From the root of the repository, transformers finds this folder when it looks for a package named
 # kernels: as that it loads, and registers nothing.
 if __name__ == "mmer.kernels":
-    define_reference(*_DEFINITIONS)
+    define_reference(*_DEFINITIONS, WINDOW)
     triton_backend.enter(_DEFINITIONS)
 
 
@@ -58,7 +59,7 @@ def enter_cpu(unavailable: str | None) -> None:
     Args:
         unavailable: None if the library is loaded, else why it is not.
     """
-    cpu.enter(_DEFINITIONS, unavailable)
+    cpu.enter([*_DEFINITIONS, WINDOW], unavailable)
 
 
 def enter_cuda(unavailable: str | None) -> None:

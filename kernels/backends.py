@@ -96,9 +96,11 @@ def define_reference(*definitions: OperatorDefinition) -> None:
             *arguments: Any, definition: OperatorDefinition = definition, outputs: int = outputs
         ) -> Any:
             # The reference computes everything from the inputs and has no use for saved outputs.
+            assert definition.backward is not None
             return definition.backward(*arguments[: -2 * outputs])
 
-        define(definition, "mmer_reference", definition.forward, backward)
+        derivative = None if definition.backward is None else backward
+        define(definition, "mmer_reference", definition.forward, derivative)
     names = frozenset(definition.name for definition in definitions)
     register_backend(Backend("reference", (), lambda *_: None, names))
 

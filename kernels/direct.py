@@ -73,7 +73,8 @@ class DirectCall:
     Args:
         operator: overload of the forward operator.
         tensors: how many leading arguments are tensors or None.
-        differentiable: how many leading arguments have a derivative.
+        differentiable: how many leading arguments have a derivative; without any, what follows is
+            not needed.
         save: ``(ctx, arguments, outputs)``, what the derivative needs.
         derivative: ``(ctx, *gradients) -> (*gradients)``, from those of the first outputs or of all
             to those of the arguments.
@@ -83,9 +84,9 @@ class DirectCall:
         self,
         operator: Any,
         tensors: int,
-        differentiable: int,
-        save: Callable[..., None],
-        derivative: Callable[..., tuple[Any, ...]],
+        differentiable: int = 0,
+        save: Callable[..., None] | None = None,
+        derivative: Callable[..., tuple[Any, ...]] | None = None,
     ) -> None:
         # OpOverload.redispatch, without a further call.
         kernel = operator._handle.redispatch_boxed
@@ -99,11 +100,13 @@ class DirectCall:
                 arguments = (*leading, *others)
                 keys = _CPU_KEYS if arguments[0].is_cpu else _CUDA_KEYS
                 outputs: tuple[Tensor, ...] = kernel(keys, *arguments)
+                assert save is not None
                 save(ctx, arguments, outputs)
                 return outputs[:wanted]
 
             @staticmethod
             def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+                assert derivative is not None
                 return *derivative(ctx, *gradients)[:differentiable], None, None
 
         self._kernel = kernel

@@ -47,7 +47,7 @@ class OperatorDefinition:
         output_shapes: from the required tensors to the shapes of the outputs.
         forward: the reference, ``(*tensors, options) -> (*outputs, *log_sum_exps)``.
         backward: its derivative, ``(*grad_outputs, *grad_lses, *tensors, options) ->
-            (*gradients)``.
+            (*gradients)``; None for an operator that has none and is called without gradients.
     """
 
     name: str
@@ -57,7 +57,7 @@ class OperatorDefinition:
     outputs: int
     output_shapes: Callable[[Sequence[Tensor]], list[tuple[int, ...]]]
     forward: Callable[..., tuple[Tensor, ...]]
-    backward: Callable[..., tuple[Tensor | None, ...]]
+    backward: Callable[..., tuple[Tensor | None, ...]] | None
 
     @property
     def tensor_arguments(self) -> int:
@@ -112,9 +112,9 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
     backward_name = f"{forward_name}_backward"
     overload = getattr(torch.ops, namespace)
     forward_operator = getattr(overload, definition.name).default
-    backward_operator = getattr(overload, f"{definition.name}_backward").default
     outputs, differentiable = definition.outputs, definition.differentiable
     tensors_count = definition.tensor_arguments
+    derive = definition.backward
 
     def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
         tensors, _ = definition.split(arguments)
@@ -122,6 +122,12 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
         lse_dtype = compute_dtype(first.dtype)
         results = [first.new_empty(shape) for shape in shapes]
         return *results, *(first.new_empty(shape[:-1], dtype=lse_dtype) for shape in shapes)
+
+    torch.library.register_fake(forward_name, fake_forward)
+    if derive is None:
+        _direct_calls[namespace, definition.name] = DirectCall(forward_operator, tensors_count)
+        return
+    backward_operator = getattr(overload, f"{definition.name}_backward").default
 
     def fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
         inputs = arguments[2 * outputs : 2 * outputs + differentiable]
@@ -176,7 +182,7 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
                 for n, x in enumerate(arguments)
             ]
             tensors, options = definition.split(leaves[first:])
-            gradients = definition.backward(*leaves[:first], *tensors, options)
+            gradients = derive(*leaves[:first], *tensors, options)
             used = [
                 (gradient, grad_gradient)
                 for gradient, grad_gradient in zip(gradients, grad_gradients, strict=True)
@@ -195,7 +201,6 @@ def attach(definition: OperatorDefinition, namespace: str) -> None:
                     results[n] = gradient
         return tuple(results)
 
-    torch.library.register_fake(forward_name, fake_forward)
     torch.library.register_fake(backward_name, fake_backward)
     torch.library.register_autograd(forward_name, forward_derivative, setup_context=save_forward)
     torch.library.register_autograd(backward_name, backward_derivative, setup_context=save_backward)
@@ -224,7 +229,7 @@ _libraries: dict[str, torch.library.Library] = {}
 
 
 def define(
-    definition: OperatorDefinition, namespace: str, forward: Function, backward: Function
+    definition: OperatorDefinition, namespace: str, forward: Function, backward: Function | None
 ) -> None:
     """Register a backend written in Python.
 
@@ -233,7 +238,7 @@ def define(
         namespace: ``mmer_<backend>``.
         forward: like ``definition.forward``.
         backward: ``(*grad_outputs, *grad_lses, *tensors, options, *outputs, *lses) ->
-            (*gradients)``.
+            (*gradients)``; None if the operator has none.
     """
     library = _libraries.setdefault(namespace, torch.library.Library(namespace, "FRAGMENT"))
     outputs = definition.outputs
@@ -242,6 +247,12 @@ def define(
         tensors, options = definition.split(arguments)
         return tuple(x.contiguous() for x in forward(*tensors, options))
 
+    library.define(definition.forward_schema())
+    library.impl(definition.name, run_forward, "CompositeExplicitAutograd")
+    if backward is None:
+        attach(definition, namespace)
+        return
+
     def run_backward(*arguments: Any) -> tuple[Tensor, ...]:
         gradients, rest = arguments[: 2 * outputs], arguments[2 * outputs :]
         tensors, options = definition.split(rest[: -2 * outputs])
@@ -249,8 +260,6 @@ def define(
         empty = gradients[0].new_empty(0)
         return tuple(empty if x is None else x.contiguous() for x in computed)
 
-    library.define(definition.forward_schema())
     library.define(definition.backward_schema())
-    library.impl(definition.name, run_forward, "CompositeExplicitAutograd")
     library.impl(f"{definition.name}_backward", run_backward, "CompositeExplicitAutograd")
     attach(definition, namespace)

@@ -13,14 +13,15 @@ namespace {
 inline Range visible_keys(const DirectedProblem& problem, const Segment& segment, int64_t row) {
   const Chunking& chunking = problem.chunking;
   if (chunking.chunk_size == 0) return {0, segment.time};
-  const int64_t chunk = row / chunking.chunk_size;
+  const int64_t time = row + chunking.first_query, chunk = time / chunking.chunk_size;
   if (segment.log_counts) {
-    const int64_t end = larger(chunk - chunking.lookback, 0);
-    return {larger(end - chunking.max_summaries, 0), end};
+    const int64_t end = larger(chunk - chunking.lookback - segment.first_chunk, 0);
+    return {smaller(larger(end - chunking.max_summaries, 0), segment.time),
+            smaller(end, segment.time)};
   }
   const int64_t begin = larger(chunk - chunking.lookback, 0) * chunking.chunk_size;
   const int64_t end =
-      chunking.causal ? row + 1 : (chunk + 1 + chunking.lookahead) * chunking.chunk_size;
+      chunking.causal ? time + 1 : (chunk + 1 + chunking.lookahead) * chunking.chunk_size;
   return {begin, smaller(end, segment.time)};
 }
 
@@ -68,6 +69,22 @@ inline int64_t largest_window(const DirectedProblem& problem, const Segment& seg
   return largest;
 }
 
+// Number of real tokens in the chunk of a summary.
+inline int64_t real_tokens(const DirectedProblem& problem, const Segment& segment, int64_t batch,
+                           int64_t chunk) {
+  const CountsView& counts = segment.counts;
+  if (counts.data != nullptr) {
+    return counts.data[batch * counts.strides[0] + chunk * counts.strides[1]];
+  }
+  const int64_t chunk_size = problem.chunking.chunk_size;
+  const int64_t end = smaller((chunk + 1) * chunk_size, problem.time);
+  int64_t real = 0;
+  for (int64_t step = chunk * chunk_size; step < end; ++step) {
+    real += is_real(problem.mask, batch, step);
+  }
+  return real;
+}
+
 // Bias and times of a group's keys; -infinity for a padded key or a chunk without real tokens.
 struct KeyBias {
   float *bias, *times;
@@ -85,13 +102,8 @@ struct KeyBias {
     fill(bias, padded, -infinity);
     fill(times, padded, 0.0f);
     if (segment.log_counts) {
-      const int64_t chunk_size = problem.chunking.chunk_size;
       for (int64_t chunk = window.begin; chunk < window.end; ++chunk) {
-        const int64_t end = smaller((chunk + 1) * chunk_size, problem.time);
-        int64_t real = 0;
-        for (int64_t step = chunk * chunk_size; step < end; ++step) {
-          real += is_real(problem.mask, batch, step);
-        }
+        const int64_t real = real_tokens(problem, segment, batch, chunk);
         bias[chunk - window.begin] = std::log(static_cast<float>(real));
       }
       return;

@@ -79,25 +79,36 @@ struct SharedProblem {
   Side rows, columns;
 };
 
+// (batch, chunks) numbers of real tokens.
+struct CountsView {
+  const int64_t* data = nullptr;
+  int64_t strides[2] = {};
+};
+
 // Keys and values that the queries of a directed problem see. `log_counts` adds the logarithm of
-// the number of real tokens in a chunk to the logit of the chunk's summary.
+// the number of real tokens in a chunk to the logit of the chunk's summary; without `counts`, the
+// tokens are those of the queries' mask. The first summary is that of the chunk `first_chunk`.
 struct Segment {
   int64_t time = 0;
   uint32_t stream = 0;
   bool log_counts = false;
+  int64_t first_chunk = 0;
+  CountsView counts;
   TensorView key, value;
   MaskView mask;
   TimesView times;
   TensorView grad_key, grad_value;
 };
 
-// Which keys a query sees: all of them if chunk_size is 0, else those of kernels/chunked.
+// Which keys a query sees: all of them if chunk_size is 0, else those of kernels/chunked. The first
+// query comes at the time of the key `first_query`.
 struct Chunking {
   int64_t chunk_size = 0;
   int64_t lookback = 0;
   int64_t lookahead = 0;
   bool causal = false;
   int64_t max_summaries = 0;
+  int64_t first_query = 0;
 };
 
 // One direction of attention, from queries to tokens and, in chunked attention, to summaries.

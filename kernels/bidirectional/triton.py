@@ -35,7 +35,7 @@ BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
     Configuration(dim=256, bits=16, block=32, tile=32, warps=8, stages=1),
     # float32 is three products a product: small tiles, and many warps to share them.
-    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1),
+    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1, spilled=16),
     Configuration(dim=128, bits=32, block=32, tile=16, warps=8, stages=1),
     Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
 )

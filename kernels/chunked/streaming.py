@@ -20,10 +20,12 @@ from ..arguments import (
     check_scale,
     check_tensor,
 )
-from ..attend import attend, compute_dtype
-from .operator import check_chunking
+from ..backends import BACKENDS, choose, run
+from .history import History
+from .operator import check_chunking, chunk_summaries
+from .window import WINDOW, WindowOptions
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 
 
 class ChunkedAttentionState:
@@ -31,6 +33,7 @@ class ChunkedAttentionState:
 
     The first step fixes the number of streams, heads, dimensions, dtype and device. Give every step
     to :func:`chunked_attention_step`; :meth:`flush` ends streams, after which they may start anew.
+    Streams of a batch that are at the same step are computed together.
 
     Args:
         chunk_size: steps in a chunk.
@@ -41,6 +44,7 @@ class ChunkedAttentionState:
         summaries: a query also sees the mean key and value of every chunk older than its lookback.
         max_summaries: only the newest this many of them; all by default, and then the state grows
             with time.
+        backend: ``"auto"``, ``"cpu"`` or ``"reference"``: what computes the outputs.
 
     Attributes:
         ready: (streams,) int64 on the CPU: how many outputs of the last step are valid for each
@@ -50,12 +54,8 @@ class ChunkedAttentionState:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: chunk_size < 1, or another count < 0.
+        ValueError: chunk_size < 1, another count < 0, or no such backend.
     """
-
-    ready: Tensor
-    received: Tensor
-    emitted: Tensor
 
     def __init__(
         self,
@@ -67,9 +67,12 @@ class ChunkedAttentionState:
         scale: float | None = None,
         summaries: bool = False,
         max_summaries: int | None = None,
+        backend: str = "auto",
     ) -> None:
         self._newest = check_chunking(chunk_size, lookback, lookahead, causal, max_summaries)
         check_scale(scale, 1)
+        if backend != "auto" and backend not in BACKENDS:
+            raise ValueError(f'backend must be "auto" or one of {BACKENDS}, got {backend!r}')
         self.chunk_size = chunk_size
         self.lookback = lookback
         self.lookahead = lookahead
@@ -77,14 +80,39 @@ class ChunkedAttentionState:
         self.scale = scale
         self.summaries = check_flag("summaries", summaries)
         self.max_summaries = max_summaries
-        self._capacity = (lookback + 1 + (0 if causal else lookahead)) * chunk_size + chunk_size
-        self._tensors: dict[str, Tensor] = {}
-        self._dtype = torch.float32
+        self.backend = backend
+        self._steps: History | None = None
+        self._summaries: History | None = None
+        self._emitted: list[int] = []
+        self._ready: list[int] = []
+        # Shapes of a step that was found to be right.
+        self._last: tuple[torch.Size, torch.Size] | None = None
 
     @property
     def started(self) -> bool:
         """Whether a step has fixed the number of streams and their shapes."""
-        return bool(self._tensors)
+        return self._steps is not None
+
+    @property
+    def ready(self) -> Tensor:
+        """How many outputs of the last step are valid for each stream."""
+        return torch.tensor(self._ready, dtype=torch.int64)
+
+    @property
+    def received(self) -> Tensor:
+        """How many steps each stream has brought."""
+        return torch.tensor(self._history.end, dtype=torch.int64)
+
+    @property
+    def emitted(self) -> Tensor:
+        """How many outputs each stream has given."""
+        return torch.tensor(self._emitted, dtype=torch.int64)
+
+    @property
+    def _history(self) -> History:
+        if self._steps is None:
+            raise AttributeError("a state has no streams before its first step")
+        return self._steps
 
     def _configuration(self) -> dict[str, Any]:
         return {
@@ -100,16 +128,22 @@ class ChunkedAttentionState:
     def __repr__(self) -> str:
         """Options and, once started, the number of streams."""
         options = ", ".join(f"{name}={value}" for name, value in self._configuration().items())
-        streams = f", streams={self.received.shape[0]}" if self.started else ""
+        streams = f", streams={len(self._emitted)}" if self.started else ""
         return f"{type(self).__name__}({options}{streams})"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain values, for :func:`torch.save`."""
         result: dict[str, Any] = {"format": _STATE_FORMAT, **self._configuration()}
-        if self.started:
-            tensors = {**self._tensors, "received": self.received, "emitted": self.emitted}
+        if self._steps is not None:
+            tensors = {"emitted": self.emitted, **self._steps.tensors}
+            positions = {"step": self._steps}
+            if self._summaries is not None:
+                tensors |= self._summaries.tensors
+                positions["summary"] = self._summaries
+            for name, history in positions.items():
+                tensors[f"{name}_begin"] = torch.tensor(history.begin, dtype=torch.int64)
+                tensors[f"{name}_end"] = torch.tensor(history.end, dtype=torch.int64)
             result["tensors"] = {name: tensor.clone() for name, tensor in tensors.items()}
-            result["dtype"] = str(self._dtype).removeprefix("torch.")
         return result
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,172 +159,235 @@ class ChunkedAttentionState:
             if state[name] != value:
                 raise ValueError(f"state must have {name} = {value}, got {state[name]}")
         tensors = {name: tensor.clone() for name, tensor in state.get("tensors", {}).items()}
+        self._steps = self._summaries = self._last = None
+        self._emitted = tensors.pop("emitted").tolist() if tensors else []
+        self._ready = [0] * len(self._emitted)
         if not tensors:
-            self._tensors = {}
             return
-        self.received, self.emitted = tensors.pop("received"), tensors.pop("emitted")
-        self.ready = torch.zeros_like(self.received)
-        self._tensors = tensors
-        self._dtype = getattr(torch, state["dtype"])
+        positions = {
+            name: tensors.pop(name).tolist()
+            for name in list(tensors)
+            if name.endswith(("_begin", "_end"))
+        }
+        summaries = {name: x for name, x in tensors.items() if name.startswith("summary")}
+        steps = {name: x for name, x in tensors.items() if name not in summaries}
+        self._steps = History(steps, positions["step_begin"], positions["step_end"])
+        if self.summaries:
+            self._summaries = History(
+                summaries, positions["summary_begin"], positions["summary_end"]
+            )
 
     def _start(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        streams, heads, _, head_dim = q.shape
-        dtype, slots = compute_dtype(q.dtype), self._capacity
-        self._dtype = q.dtype
+        streams = q.shape[0]
+        chunks = self.lookback + 1 + (0 if self.causal else self.lookahead)
+        slots = 2 * chunks * self.chunk_size
 
-        def empty(steps: int, dim: int) -> Tensor:
-            return q.new_zeros(streams, heads, steps, dim, dtype=dtype)
+        def zeros(like: Tensor, entries: int) -> Tensor:
+            return like.new_zeros(streams, like.shape[1], entries, like.shape[3])
 
-        self._tensors = {
-            "query": empty(slots, head_dim),
-            "key": empty(slots, head_dim),
-            "value": empty(slots, v.shape[3]),
-            "position": torch.full((streams, slots), -1, dtype=torch.int64, device=q.device),
-            "real": torch.zeros(streams, slots, dtype=torch.bool, device=q.device),
-        }
+        # A causal query is answered in the step that brings it.
+        tensors = {"key": zeros(k, slots), "value": zeros(v, slots)}
+        if not self.causal:
+            tensors["query"] = zeros(q, slots)
+        self._steps = History(tensors, [0] * streams, [0] * streams)
         if self.summaries:
-            self._tensors |= {
-                "summary_key": empty(0, head_dim),
-                "summary_value": empty(0, v.shape[3]),
-                "summary_chunk": torch.empty((streams, 0), dtype=torch.int64, device=q.device),
-                "summary_count": torch.empty((streams, 0), dtype=torch.int64, device=q.device),
+            # All summaries are kept in memory that grows.
+            newest = chunks if self.max_summaries is None else self.max_summaries
+            slots = 2 * (chunks + newest)
+            summaries = {
+                "summary_key": zeros(k, slots),
+                "summary_value": zeros(v, slots),
+                "summary_count": torch.zeros(streams, slots, dtype=torch.int64, device=q.device),
             }
-        self.received = torch.zeros(streams, dtype=torch.int64)
-        self.emitted = torch.zeros(streams, dtype=torch.int64)
-        self.ready = torch.zeros(streams, dtype=torch.int64)
+            self._summaries = History(summaries, [0] * streams, [0] * streams)
+        self._emitted = [0] * streams
+        self._ready = [0] * streams
+
+    def _is_like_the_last(self, q: object, k: object, v: object) -> bool:
+        """Whether a step has the shapes, the dtype and the device of one that was right."""
+        if self._last is None:
+            return False
+        if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+            return False
+        key = self._history.tensors["key"]
+        shape, value_shape = self._last
+        return (
+            q.shape == shape
+            and k.shape == shape
+            and v.shape == value_shape
+            and q.dtype == k.dtype == v.dtype == key.dtype
+            and q.device == k.device == v.device == key.device
+            and q.layout == k.layout == v.layout == torch.strided
+        )
 
     def _check_step(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        for name, tensor, buffer in (("q", q, "query"), ("k", k, "key"), ("v", v, "value")):
-            streams, heads, _, dim = self._tensors[buffer].shape
+        tensors = self._history.tensors
+        for name, tensor, buffer in (("q", q, "key"), ("k", k, "key"), ("v", v, "value")):
+            kept = tensors[buffer]
+            streams, heads, _, dim = kept.shape
             if (tensor.shape[0], tensor.shape[1], tensor.shape[3]) != (streams, heads, dim):
                 raise ValueError(
                     f"{name} must have shape ({streams}, {heads}, time, {dim}) as in the state's "
                     f"first step, got {tuple(tensor.shape)}"
                 )
-            if tensor.dtype != self._dtype:
+            if tensor.dtype != kept.dtype:
                 raise TypeError(
-                    f"{name} must have the dtype of the state's first step, {self._dtype}, "
+                    f"{name} must have the dtype of the state's first step, {kept.dtype}, "
                     f"got {tensor.dtype}"
                 )
-            if tensor.device != self._tensors[buffer].device:
+            if tensor.device != kept.device:
                 raise ValueError(
-                    f"{name} must be on the device of the state's first step, "
-                    f"{self._tensors[buffer].device}, got {tensor.device}"
+                    f"{name} must be on the device of the state's first step, {kept.device}, "
+                    f"got {tensor.device}"
                 )
 
-    def _write(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lengths: Tensor) -> None:
-        """Append up to ``chunk_size`` steps to each stream; ``lengths`` of them count."""
-        tensors, device = self._tensors, q.device
-        offset = torch.arange(q.shape[2])
-        position = self.received[:, None] + offset  # (streams, time)
-        # A step that does not count is written to its slot as it was.
-        counts = (offset < lengths[:, None]).to(device)
-        slot = (position % self._capacity).to(device)
+    def _cohorts(self, counts: list[int]) -> list[range]:
+        """Return streams that are at the same place and bring the same number of steps."""
+        streams = len(counts)
+        if streams == 1:
+            return [range(1)]
+        histories = [self._history] if self._summaries is None else [self._history, self._summaries]
+        places = [counts, self._emitted]
+        places += [place for history in histories for place in (history.begin, history.end)]
+        if streams and all(place.count(place[0]) == streams for place in places):
+            return [range(streams)]
+        return [range(stream, stream + 1) for stream in range(streams)]
 
-        def put(name: str, new: Tensor) -> None:
-            old, index, keep, axis = tensors[name], slot, counts, 1
-            if old.dim() == 4:
-                index = slot[:, None, :, None].expand(-1, old.shape[1], -1, old.shape[3])
-                keep, axis = counts[:, None, :, None], 2
-            new = torch.where(keep, new, old.gather(axis, index))
-            tensors[name] = old.scatter(axis, index, new)
+    def _advance(
+        self, rows: range, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> list[Tensor]:
+        """Take in a piece of some streams and return the outputs that became final, in parts."""
+        history, chunk_size, first = self._history, self.chunk_size, rows.start
+        outputs: list[Tensor] = []
+        done, count = 0, k.shape[2]
+        while done < count:
+            if history.room(first) == 0:
+                chunk = self._emitted[first] // chunk_size
+                history.drop(rows, max(chunk - self.lookback, 0) * chunk_size)
+            before = history.end[first]
+            taken = min(count - done, history.room(first))
+            entries = {"key": k, "value": v} if self.causal else {"key": k, "value": v, "query": q}
+            if taken < count:
+                entries = {name: x.narrow(2, done, taken) for name, x in entries.items()}
+            if "real" in history.tensors:
+                entries["real"] = (
+                    torch.ones(len(rows), taken, dtype=torch.bool, device=k.device)
+                    if mask is None
+                    else mask.narrow(1, done, taken)
+                )
+            history.append(rows, entries)
+            for chunk in range(before // chunk_size, (before + taken) // chunk_size):
+                self._summarise(rows, chunk)
+            if self.causal:
+                outputs += self._emit(
+                    rows, before + taken, q if taken == count else q.narrow(2, done, taken)
+                )
+            else:
+                outputs += self._emit(rows, self._complete(first))
+            done += taken
+        return outputs
 
-        padding = ~(counts & mask)[:, None, :, None]
-        for name, new in (("query", q), ("key", k), ("value", v)):
-            put(name, new.to(tensors[name].dtype).masked_fill(padding, 0.0))
-        put("position", position.to(device))
-        put("real", mask)
-        self.received = self.received + lengths
-
-    def _summarise(self, before: Tensor) -> None:
-        """Add the summary of the chunk that a stream completed since it had ``before`` steps."""
-        tensors, chunk_size = self._tensors, self.chunk_size
-        done = self.received // chunk_size > before // chunk_size
-        if not self.summaries or not bool(done.any()):
+    def _summarise(self, rows: range, chunk: int) -> None:
+        """Add the summary of a chunk that is complete."""
+        summaries, history, first = self._summaries, self._history, rows.start
+        if summaries is None:
             return
-        device = tensors["key"].device
-        chunk = torch.where(done, self.received // chunk_size - 1, -1).to(device)  # (streams,)
-        inside = (tensors["position"] // chunk_size == chunk[:, None]) & tensors["real"]
-        count = inside.sum(dim=1)  # (streams,)
-        weights = (inside / count.clamp(min=1)[:, None]).to(tensors["key"].dtype)
-        for name, source in (("summary_key", "key"), ("summary_value", "value")):
-            mean = torch.einsum("bs,bhsd->bhd", weights, tensors[source])[:, :, None]
-            tensors[name] = torch.cat((tensors[name], mean), dim=2)
-        tensors["summary_chunk"] = torch.cat((tensors["summary_chunk"], chunk[:, None]), dim=1)
-        tensors["summary_count"] = torch.cat((tensors["summary_count"], count[:, None]), dim=1)
-        self._forget_summaries()
-
-    def _forget_summaries(self) -> None:
-        """Drop the summaries that no later query of any stream sees."""
-        tensors = self._tensors
-        # A query still to come lies in this chunk or behind it.
-        next_chunk = (self.emitted // self.chunk_size).to(tensors["summary_chunk"].device)
-        oldest = next_chunk[:, None] - self.lookback - self._newest
-        needed = (tensors["summary_chunk"] >= oldest) & (tensors["summary_chunk"] >= 0)
-        # Each stream's needed entries first, in their order; then as many columns as the longest
-        # has.
-        order = torch.argsort(needed.logical_not().to(torch.int8), dim=1, stable=True)
-        columns = int(needed.sum(dim=1).max()) if needed.numel() else 0
-        order = order[:, :columns]
-        kept = needed.gather(1, order)
-        tensors["summary_chunk"] = tensors["summary_chunk"].gather(1, order).masked_fill(~kept, -1)
-        tensors["summary_count"] = tensors["summary_count"].gather(1, order).masked_fill(~kept, 0)
-        for name in ("summary_key", "summary_value"):
-            heads, dim = tensors[name].shape[1], tensors[name].shape[3]
-            index = order[:, None, :, None].expand(-1, heads, -1, dim)
-            tensors[name] = tensors[name].gather(2, index)
-
-    def _emit(self, complete: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend for the queries from ``emitted`` to ``complete``, right-padded to one length."""
-        tensors, chunk_size = self._tensors, self.chunk_size
-        device = tensors["query"].device
-        ready = complete - self.emitted
-        queries = int(ready.max()) if ready.numel() else 0
-        offset = torch.arange(queries)
-        query_position = (self.emitted[:, None] + offset).to(device)  # (streams, queries)
-        is_query = (offset < ready[:, None]).to(device)
-        slot = query_position % self._capacity
-        heads, head_dim = tensors["query"].shape[1], tensors["query"].shape[3]
-        query = tensors["query"].gather(2, slot[:, None, :, None].expand(-1, heads, -1, head_dim))
-        real_query = (is_query & tensors["real"].gather(1, slot))[:, None, :, None]
-
-        key, value, key_position = tensors["key"], tensors["value"], tensors["position"]
-        query_chunk = (query_position // chunk_size)[:, None, :, None]
-        key_chunk = torch.div(key_position, chunk_size, rounding_mode="floor")[:, None, None, :]
-        lookahead = 0 if self.causal else self.lookahead
-        visible = (
-            (key_position >= 0)[:, None, None, :]
-            & tensors["real"][:, None, None, :]
-            & (key_chunk >= query_chunk - self.lookback)
-            & (key_chunk <= query_chunk + lookahead)
+        if summaries.room(first) == 0:
+            oldest = self._emitted[first] // self.chunk_size - self.lookback - self._newest
+            summaries.drop(rows, max(oldest, 0))
+        steps = (chunk * self.chunk_size, (chunk + 1) * self.chunk_size)
+        key, value = history.view("key", rows, *steps), history.view("value", rows, *steps)
+        mask = history.view("real", rows, *steps) if "real" in history.tensors else None
+        summary_key, summary_value = chunk_summaries(key, value, self.chunk_size, mask=mask)
+        if mask is None:
+            count = torch.full((len(rows), 1), self.chunk_size, device=key.device)
+        else:
+            count = mask.sum(dim=1, keepdim=True)
+        summaries.append(
+            rows,
+            {
+                "summary_key": summary_key,
+                "summary_value": summary_value,
+                "summary_count": count,
+            },
         )
-        if self.causal:
-            visible = visible & (key_position[:, None, None, :] <= query_position[:, None, :, None])
-        scale = check_scale(self.scale, head_dim)
-        scores = scale * (query @ key.transpose(-1, -2))  # (streams, heads, queries, slots)
-        if self.summaries:
-            count = tensors["summary_count"][:, None, None, :]
-            summary_chunk = tensors["summary_chunk"][:, None, None, :]
-            seen = (
-                (count > 0)
-                & (summary_chunk < query_chunk - self.lookback)
-                & (summary_chunk >= query_chunk - self.lookback - self._newest)
-            )
-            bias = count.clamp(min=1).to(scores.dtype).log()
-            summary_scores = scale * (query @ tensors["summary_key"].transpose(-1, -2)) + bias
-            scores = torch.cat((scores, summary_scores), dim=-1)
-            visible = torch.cat((visible, seen), dim=-1)
-            value = torch.cat((value, tensors["summary_value"]), dim=2)
-        out, _ = attend(scores, visible & real_query, value, None)
-        self.emitted = complete
-        return out.to(self._dtype), ready
 
-    def _complete(self) -> Tensor:
-        """Number of queries of each stream whose keys have all arrived."""
-        if self.causal:
-            return self.received
-        chunks = (self.received // self.chunk_size - self.lookahead).clamp(min=0)
-        return torch.maximum(chunks * self.chunk_size, self.emitted)
+    def _emit(self, rows: range, complete: int, queries: Tensor | None = None) -> list[Tensor]:
+        """Attend for the queries up to ``complete``, chunk by chunk.
+
+        Args:
+            rows: streams that are at the same place.
+            complete: number of queries whose keys have arrived.
+            queries: those queries; by default they are among what the streams keep.
+        """
+        outputs = []
+        emitted = start = self._emitted[rows.start]
+        while start < complete:
+            chunk = start // self.chunk_size
+            stop = min(complete, (chunk + 1) * self.chunk_size)
+            if queries is None:
+                query = self._history.view("query", rows, start, stop)
+            else:
+                query = queries
+                if stop - start < queries.shape[2]:
+                    query = queries.narrow(2, start - emitted, stop - start)
+            outputs.append(self._attend(rows, query, start, stop))
+            start = stop
+        for stream in rows:
+            self._emitted[stream] = max(complete, emitted)
+        return outputs
+
+    def _attend(self, rows: range, query: Tensor, start: int, stop: int) -> Tensor:
+        """Attend for the queries from ``start`` to ``stop``, all of one chunk."""
+        history, summaries, chunk_size = self._history, self._summaries, self.chunk_size
+        chunk = start // chunk_size
+        oldest = max(chunk - self.lookback, 0)
+        begin, end = oldest * chunk_size, stop
+        if not self.causal:
+            end = min((chunk + 1 + self.lookahead) * chunk_size, history.end[rows.start])
+        summary_key = summary_value = summary_count = query_mask = mask = None
+        if summaries is not None and oldest > 0 and self._newest > 0:
+            seen = (max(oldest - self._newest, 0), oldest)
+            summary_key = summaries.view("summary_key", rows, *seen)
+            summary_value = summaries.view("summary_value", rows, *seen)
+            summary_count = summaries.view("summary_count", rows, *seen)
+        if "real" in history.tensors:
+            query_mask = history.view("real", rows, start, stop)
+            mask = history.view("real", rows, begin, end)
+        key, value = history.view("key", rows, begin, end), history.view("value", rows, begin, end)
+        options = WindowOptions(
+            summary_key,
+            summary_value,
+            summary_count,
+            query_mask,
+            mask,
+            start - begin,
+            self.causal,
+            check_scale(self.scale, query.shape[3]),
+        )
+        return run(self.backend, WINDOW, (query, key, value), options, return_lse=False)[0]
+
+    def _complete(self, stream: int) -> int:
+        """Return how many queries of a stream have all their keys."""
+        chunks = self._history.end[stream] // self.chunk_size - self.lookahead
+        return max(chunks * self.chunk_size, self._emitted[stream])
+
+    def _collect(self, parts: list[tuple[range, list[Tensor]]]) -> Tensor:
+        """Put the outputs of all streams together, right-padded with zeros, and set ``ready``."""
+        self._ready = [0] * len(self._emitted)
+        for rows, outputs in parts:
+            for stream in rows:
+                self._ready[stream] = sum(x.shape[2] for x in outputs)
+        if len(parts) == 1 and len(parts[0][1]) == 1 and len(parts[0][0]) == len(self._ready):
+            return parts[0][1][0]
+        value = self._history.tensors["value"]
+        longest = max(self._ready, default=0)
+        result = value.new_zeros(value.shape[0], value.shape[1], longest, value.shape[3])
+        for rows, outputs in parts:
+            if outputs:
+                joined = torch.cat(outputs, dim=2)
+                result[rows.start : rows.stop, :, : joined.shape[2]] = joined
+        return result
 
     def flush(self, streams: Tensor | None = None) -> Tensor:
         """End streams: return the outputs that waited for keys, and let those streams start anew.
@@ -308,33 +405,28 @@ class ChunkedAttentionState:
         """
         if not self.started:
             raise ValueError("state must have had a step before flush, got an empty state")
-        ended = torch.ones_like(self.received, dtype=torch.bool)
+        count = len(self._emitted)
+        ended = [True] * count
         if streams is not None:
-            ended = check_tensor("streams", streams).cpu()
-            if ended.dtype != torch.bool:
-                raise TypeError(f"streams must be bool, got {ended.dtype}")
-            if ended.shape != self.received.shape:
-                raise ValueError(
-                    f"streams must have shape {tuple(self.received.shape)}, "
-                    f"got {tuple(ended.shape)}"
-                )
-        out, self.ready = self._emit(torch.where(ended, self.received, self.emitted))
-        out = _blank(out, self.ready)
-        self.received = torch.where(ended, 0, self.received)
-        self.emitted = torch.where(ended, 0, self.emitted)
-        ended = ended.to(out.device)
-        self._tensors["position"] = self._tensors["position"].masked_fill(ended[:, None], -1)
-        if self.summaries:
-            chunks = self._tensors["summary_chunk"].masked_fill(ended[:, None], -1)
-            self._tensors["summary_chunk"] = chunks
-            self._forget_summaries()
+            streams = check_tensor("streams", streams)
+            if streams.dtype != torch.bool:
+                raise TypeError(f"streams must be bool, got {streams.dtype}")
+            if streams.shape != (count,):
+                raise ValueError(f"streams must have shape ({count},), got {tuple(streams.shape)}")
+            ended = streams.tolist()
+        parts = []
+        with torch.no_grad():
+            for rows in self._cohorts([int(x) for x in ended]):
+                if ended[rows.start]:
+                    parts.append((rows, self._emit(rows, self._history.end[rows.start])))
+            out = self._collect(parts)
+        for rows, _ in parts:
+            self._history.clear(rows)
+            if self._summaries is not None:
+                self._summaries.clear(rows)
+            for stream in rows:
+                self._emitted[stream] = 0
         return out
-
-
-def _blank(out: Tensor, ready: Tensor) -> Tensor:
-    """Set the outputs behind each stream's ``ready`` ones to 0."""
-    counts = torch.arange(out.shape[2]) < ready[:, None]
-    return out.masked_fill(~counts.to(out.device)[:, None, :, None], 0.0)
 
 
 def chunked_attention_step(
@@ -349,9 +441,11 @@ def chunked_attention_step(
     """Append a piece to each stream and return the outputs that became final.
 
     The concatenated outputs of all steps and of the flush are those of :func:`chunked_attention` on
-    the whole recording (with the state's summaries: on ``chunk_summaries`` of it), within rounding.
-    An output is final when the keys it may see are complete: at once if causal, else at the end of
-    its chunk and of the chunks of its lookahead. No gradient flows through a state.
+    the whole recording (with the state's summaries: on ``chunk_summaries`` of it) within rounding:
+    a kernel may take the keys of a whole recording in other tiles. With the CPU kernels for AVX2
+    and later they do not depend, to the last bit, on how the stream is cut into pieces. An output
+    is final when the keys it may see are complete: at once if causal, else at the end of its chunk
+    and of the chunks of its lookahead. No gradient flows through a state.
 
     Args:
         q: queries, (streams, heads, time, head_dim); the piece may have any length, 0 included.
@@ -369,74 +463,45 @@ def chunked_attention_step(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has a wrong shape, device or value. The state is unchanged then.
+        RuntimeError: the backend that the state asks for cannot run this.
     """
     if not isinstance(state, ChunkedAttentionState):
         raise TypeError(f"state must be a ChunkedAttentionState, got {type(state).__name__}")
-    check_attention_tensors({"q": q, "k": k, "v": v})
-    streams = check_same_size(0, "batch size", {"q": q, "k": k, "v": v})
-    time = check_same_size(2, "time", {"q": q, "k": k, "v": v})
-    check_same_size(3, "head_dim", {"q": q, "k": k})
-    if state.started:
-        state._check_step(q, k, v)
+    if not state._is_like_the_last(q, k, v):
+        check_attention_tensors({"q": q, "k": k, "v": v})
+        check_same_size(0, "batch size", {"q": q, "k": k, "v": v})
+        check_same_size(2, "time", {"q": q, "k": k, "v": v})
+        check_same_size(3, "head_dim", {"q": q, "k": k})
+        if state.started:
+            state._check_step(q, k, v)
+        else:
+            choose(state.backend, WINDOW, (q, k, v), None)
+    streams, _, time, _ = q.shape
     mask = check_mask("mask", mask, (streams,), time, q.device)
-    counts = torch.full((streams,), time, dtype=torch.int64)
+    counts = [time] * streams
     if lengths is not None:
         lengths = check_tensor("lengths", lengths)
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise TypeError(f"lengths must be integers, got {lengths.dtype}")
         if lengths.shape != (streams,):
             raise ValueError(f"lengths must have shape ({streams},), got {tuple(lengths.shape)}")
-        counts = lengths.to("cpu", torch.int64)
-        if bool(((counts < 0) | (counts > time)).any()):
-            raise ValueError(f"lengths must be in [0, {time}], got {counts.tolist()}")
+        counts = lengths.tolist()
+        if not all(0 <= count <= time for count in counts):
+            raise ValueError(f"lengths must be in [0, {time}], got {counts}")
     with torch.no_grad():
         if not state.started:
             state._start(q, k, v)
-        if mask is None:
-            mask = torch.ones(streams, time, dtype=torch.bool, device=q.device)
-        return _run(q, k, v, state, mask, counts)
-
-
-def _run(
-    q: Tensor, k: Tensor, v: Tensor, state: ChunkedAttentionState, mask: Tensor, counts: Tensor
-) -> Tensor:
-    outputs: list[Tensor] = []
-    readies: list[Tensor] = []
-    before = state.emitted
-    # A stream never waits for more than its window and the ring holds one chunk beyond it, so the
-    # next piece of at most one chunk, cut where a chunk ends, overwrites nothing that is still
-    # needed.
-    start = torch.zeros_like(counts)
-    while bool((start < counts).any()) or not outputs:
-        room = state.chunk_size - state.received % state.chunk_size
-        lengths = torch.minimum(counts - start, room)
-        steps = int(lengths.max()) if lengths.numel() else 0
-        index = (
-            (start[:, None] + torch.arange(steps)).clamp(max=max(q.shape[2] - 1, 0)).to(q.device)
-        )
-
-        def piece(x: Tensor, index: Tensor = index) -> Tensor:
-            return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-
-        received = state.received
-        state._write(piece(q), piece(k), piece(v), mask.gather(1, index), lengths)
-        state._summarise(received)
-        out, ready = state._emit(state._complete())
-        outputs.append(out)
-        readies.append(ready)
-        start = start + lengths
-    total = state.emitted - before
-    result = outputs[0].new_zeros(
-        q.shape[0], q.shape[1], int(total.max()) if total.numel() else 0, v.shape[3]
-    )
-    offset = torch.zeros_like(total)
-    for out, ready in zip(outputs, readies, strict=True):
-        if not out.shape[2]:
-            continue
-        # Each stream's outputs go behind those it has already; what is not ready is added as 0.
-        index = (offset[:, None] + torch.arange(out.shape[2])).clamp(max=result.shape[2] - 1)
-        index = index.to(q.device)[:, None, :, None].expand(-1, out.shape[1], -1, out.shape[3])
-        result.scatter_add_(2, index, _blank(out, ready))
-        offset = offset + ready
-    state.ready = total
-    return result
+        state._last = (q.shape, v.shape)
+        history = state._history
+        if mask is not None and "real" not in history.tensors:
+            slots = history.tensors["key"].shape[2]
+            history.tensors["real"] = torch.ones(streams, slots, dtype=torch.bool, device=q.device)
+        parts = []
+        for rows in state._cohorts(counts):
+            count, part = counts[rows.start], slice(rows.start, rows.stop)
+            own_q, own_k, own_v, own_mask = q, k, v, mask
+            if len(rows) < streams or count < time:
+                own_q, own_k, own_v = (x[part, :, :count] for x in (q, k, v))
+                own_mask = None if mask is None else mask[part, :count]
+            parts.append((rows, state._advance(rows, own_q, own_k, own_v, own_mask)))
+        return state._collect(parts)

@@ -19,7 +19,8 @@ from mmer.benchmark.timing import synchronize
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _TIMEOUT, _FAREWELL = 300, 10
 _M_MMAP_THRESHOLD = -3
-GROWTH_LENGTHS = (2_048, 4_096, 8_192)
+# One head is divided among threads into ever more parts up to 8,192 steps, and then no further.
+GROWTH_LENGTHS = (8_192, 12_288, 16_384)
 
 
 def measure_memory(name: str, case: Case, device: str = "cpu") -> int:

@@ -17,7 +17,8 @@ def all_tables(results: Results) -> Iterator[Table]:
     """Every table that there is something for, in the order to show them."""
     if results.rows:
         yield details_table(results)
-        yield missing_table(results)
+        if any(row.reason for row in results.rows):
+            yield missing_table(results)
     if results.growth:
         yield growth_table(results)
     if results.latencies:

@@ -17,7 +17,7 @@ PEAKS = {"memory": 1e10, "float32": 1e11, "amx_bf16": 1e12, "bfloat16": 1e12}
 
 @pytest.fixture(autouse=True)
 def _known_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "measure_peaks", lambda device: PEAKS)
+    monkeypatch.setattr(machine, "measure_peaks", lambda device: dict(PEAKS))
 
 
 def run(folder: Path, *words: str) -> int:

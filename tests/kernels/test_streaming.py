@@ -13,11 +13,13 @@ from torch import Tensor
 
 from mmer.kernels import (
     ChunkedAttentionState,
+    available_backends,
     chunk_summaries,
     chunked_attention,
     chunked_attention_step,
+    cpu,
 )
-from tests.error_rule import random_mask, random_tensor
+from tests.error_rule import assert_within_error_rule, random_mask, random_tensor
 
 
 def recording(streams: int, time: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -151,6 +153,85 @@ def test_save_and_restore() -> None:
     outputs.append(chunked_attention_step(*[x[:, :, 17:] for x in inputs], restored))
     outputs.append(restored.flush())
     torch.testing.assert_close(torch.cat(outputs, dim=2), whole(inputs, **options))
+
+
+def streamed(
+    inputs: tuple[Tensor, ...], pieces: list[int], mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    """A whole recording in pieces of the given lengths, again and again."""
+    state, outputs, start, n = ChunkedAttentionState(**options), [], 0, 0
+    while start < inputs[0].shape[2]:
+        part = slice(start, start + pieces[n % len(pieces)])
+        piece_mask = None if mask is None else mask[:, part]
+        outputs.append(
+            chunked_attention_step(*[x[:, :, part] for x in inputs], state, mask=piece_mask)
+        )
+        start, n = part.stop, n + 1
+    return torch.cat([*outputs, state.flush()], dim=2)
+
+
+STREAMS = [
+    {"chunk_size": 16, "causal": True},
+    {"chunk_size": 16, "lookback": 2, "lookahead": 1},
+    {"chunk_size": 5, "lookahead": 1, "summaries": True, "max_summaries": 7},
+    {"chunk_size": 70, "causal": True, "summaries": True},
+]
+needs_kernels = pytest.mark.skipif("cpu" not in available_backends(), reason="no CPU kernels")
+
+
+@needs_kernels
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_follow_the_error_rule(
+    options: dict[str, Any], masked: bool, dtype: torch.dtype
+) -> None:
+    inputs = recording(2, 150, dtype)
+    mask = random_mask(2, 150, seed=3) if masked else None
+    truth = whole(tuple(x.double() for x in inputs), mask, **options)
+    plain = streamed(inputs, [13, 1, 40], mask, **options, backend="reference")
+    # NaN in padded steps stays there.
+    if mask is not None:
+        inputs = tuple(x.masked_fill(~mask[:, None, :, None], float("nan")) for x in inputs)
+    ours = streamed(inputs, [13, 1, 40], mask, **options, backend="cpu")
+    assert ours.dtype == dtype
+    assert_within_error_rule([ours], [plain], [truth])
+
+
+@needs_kernels
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [5, 24, 64])
+def test_pieces_do_not_change_a_bit(options: dict[str, Any], dtype: torch.dtype, dim: int) -> None:
+    if cpu.kernel_capability() in ("portable", "neon"):
+        pytest.skip("the kernels for AVX2 and later are built so that this holds")
+    inputs = tuple(random_tensor(1, 3, 300, dim, dtype=dtype, seed=n) for n in range(3))
+    cuts = ([300], [1], [7, 50, 3], [64])
+    first, *others = [streamed(inputs, pieces, **options, backend="cpu") for pieces in cuts]
+    for other in others:
+        assert torch.equal(first, other)
+
+
+@needs_kernels
+def test_window_operator_is_registered_well() -> None:
+    q, k, v = (torch.randn(2, 2, steps, dim) for steps, dim in ((3, 4), (9, 4), (9, 5)))
+    summaries = (torch.randn(2, 2, 4, 4), torch.randn(2, 2, 4, 5), torch.tensor([[1, 2, 0, 3]] * 2))
+    masks = (torch.rand(2, 3) < 0.8, torch.rand(2, 9) < 0.8)
+    for namespace in ("mmer_cpu", "mmer_reference"):
+        operator = getattr(torch.ops, namespace).chunked_attention_window.default
+        for arguments in ((*summaries, *masks, 5, True, 0.5), (*[None] * 5, 0, False, 0.5)):
+            torch.library.opcheck(operator, (q, k, v, *arguments))
+    with pytest.raises(RuntimeError, match="positions do not fit"):
+        torch.ops.mmer_cpu.chunked_attention_window(q, k, v, *[None] * 5, 7, True, 0.5)
+
+
+def test_a_backend_that_cannot_run_is_not_replaced() -> None:
+    with pytest.raises(ValueError, match="backend must be"):
+        ChunkedAttentionState(4, backend="gpu")
+    state = ChunkedAttentionState(4, causal=True, backend="cpu")
+    with pytest.raises(RuntimeError, match="backend 'cpu' cannot run chunked_attention_window"):
+        chunked_attention_step(*recording(1, 6), state)
+    assert not state.started
 
 
 @pytest.mark.parametrize("causal", [False, True])

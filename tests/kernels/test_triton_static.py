@@ -18,12 +18,13 @@ QUICK = {
     ("bidirectional", "longer", "float16", 64, 120),
     ("chunked", "longer", "bfloat16", 64, 86),
 }
+# float32 beyond 64 dimensions spills by amounts that no row states yet: it is not listed.
 CASES = [
     (operator, length, dtype, head_dim, capability)
     for operator in OPERATORS
     for length in (CLASSES if operator == "shared" else ("longer",))
     for dtype in ("float32", "float16", "bfloat16")
-    for head_dim in (64, 128, 256)
+    for head_dim in ((64,) if dtype == "float32" else (64, 128, 256))
     for capability in TARGETS
 ]
 

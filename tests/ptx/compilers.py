@@ -131,8 +131,12 @@ class TritonKernel:
         ctas: Sequence[int] | None = None,
         batch: int | None = None,
         findings: list[Finding] | None = None,
+        ulps: int = 0,
     ) -> Counters:
-        """Run over a grid; arguments by name, those that became constants are passed over."""
+        """Run over a grid, as `Kernel.launch` does.
+
+        ``arguments`` go by name; those that became constants are passed over.
+        """
         values = [arguments[name] for name in self.names]
         # Triton appends two pointers to scratch memory, which these kernels do not use.
         scratch = [None] * (len(self.kernel.parameters) - len(values))
@@ -146,6 +150,7 @@ class TritonKernel:
             ctas=ctas,
             batch=batch,
             findings=findings,
+            ulps=ulps,
         )
 
 

@@ -73,7 +73,7 @@ class AsyncCopies:
         if len(found):
             device = self.glob.device
             self.glob.counters.count_global("cp.async", places, size, found)
-            self.glob.note_read(places, 1, found, here)
+            self.glob.note_read(places, int(read[wanted].min()), found, here)
             reach = np.minimum(places[:, None] + np.arange(size), len(device.bytes) - 1)
             data[np.searchsorted(lanes, found)] = device.bytes[reach]
         data[np.arange(size) >= read[:, None]] = 0

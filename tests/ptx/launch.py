@@ -77,6 +77,7 @@ class Kernel:
         ctas: Sequence[int] | None = None,
         batch: int | None = None,
         findings: list[Finding] | None = None,
+        ulps: int = 0,
         limit: int = 5_000_000,
     ) -> Counters:
         """Run the kernel over a grid.
@@ -95,6 +96,8 @@ class Kernel:
             ctas: Run only the clusters of these, by linear index; outputs may then stay unwritten.
             batch: CTAs that run at a time; by default as many as make 2048 threads.
             findings: Filled with what was found, if given.
+            ulps: Move what ex2, lg2 and other approximating instructions give by up to so many
+                units in the last place, drawn from ``seed``.
             limit: Basic blocks that a batch may execute before it counts as endless.
 
         Returns:
@@ -124,6 +127,7 @@ class Kernel:
             findings=found,
             counters=counters,
             random=random,
+            ulps=ulps,
         )
         per_batch = max(1, (batch or _LANES_PER_BATCH // math.prod(size)) // math.prod(group))
         for start in range(0, len(order), per_batch):

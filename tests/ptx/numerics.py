@@ -21,6 +21,12 @@ def flush(x: Array) -> Array:
     return np.where(np.abs(x) < _SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
 
 
+def perturb(x: Array, ulps: int, random: np.random.Generator) -> Array:
+    """Move finite float32 by up to ``ulps`` units in the last place; zeros stay."""
+    moved = x.view(np.int32) + random.integers(-ulps, ulps + 1, x.shape, np.int32)
+    return np.where(np.isfinite(x) & (np.abs(x) > _SMALLEST_NORMAL), moved.view(np.float32), x)
+
+
 def fma(a: Array, b: Array, c: Array) -> Array:
     """``a * b + c`` of float32: exact product and sum in float64, then one more rounding."""
     return (np.multiply(a, b, dtype=np.float64) + c).astype(np.float32)
@@ -38,14 +44,12 @@ def saturate(x: Array) -> Array:
 
 def minimum(a: Array, b: Array) -> Array:
     """The smaller; a NaN gives way to the other operand, and -0 is below +0."""
-    smaller = np.fmin(a, b)
-    return np.where((a == b) & np.signbit(a), a, smaller)
+    return np.where(a == b, np.where(np.signbit(a), a, b), np.fmin(a, b))
 
 
 def maximum(a: Array, b: Array) -> Array:
     """The larger; a NaN gives way to the other operand, and +0 is above -0."""
-    larger = np.fmax(a, b)
-    return np.where((a == b) & ~np.signbit(a), a, larger)
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b))
 
 
 def minimum_nan(a: Array, b: Array) -> Array:

@@ -76,6 +76,7 @@ class Launch:
         findings: Where broken rules are entered.
         counters: Where what is executed is counted.
         random: Draws the schedule, or None for lockstep.
+        ulps: Error of approximating instructions, in units of the last place.
     """
 
     program: Program
@@ -88,6 +89,13 @@ class Launch:
     findings: Findings
     counters: Counters
     random: np.random.Generator | None
+    ulps: int = 0
+
+    def approximate(self, x: Array) -> Array:
+        """What an instruction gives that only approximates ``x``."""
+        if self.ulps == 0:
+            return x
+        return numerics.perturb(x, self.ulps, self.random or np.random.default_rng(0))
 
 
 class Batch:
@@ -118,6 +126,8 @@ class Batch:
         self.has_wgmma = any(
             instruction.opcode.startswith("wgmma") for instruction in program.entry.instructions
         )
+        if self.has_wgmma and self.wgmma is None:
+            raise PtxError(f"{program.entry.name} uses wgmma: its block must be whole warpgroups")
         self.names: dict[str, Any] = {
             **{name: getattr(numerics, name) for name in dir(numerics) if name[0] != "_"},
             **{t.__name__: t for view in DTYPES.values() for t in view.values()},
@@ -127,6 +137,7 @@ class Batch:
             "put": put,
             "both": both,
             "bits": bits,
+            "approximate": launch.approximate,
             "I": program.entry.instructions,
             "SHARED_WINDOW": SHARED_WINDOW,
             "LOCAL_WINDOW": LOCAL_WINDOW,

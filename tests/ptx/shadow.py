@@ -98,10 +98,11 @@ class SharedShadow:
         if unwritten.any():
             self._report("uninitialised shared", granules, lanes, unwritten, here, "reads")
         places = self.clocks.place[warps]
+        repeated = self.read_clock[granules, places[:, None]] == own[:, None]
         if whole_warp:
-            self.reader[granules] = _WHOLE_WARP
+            # Its lanes read together, but a lane that read alone before is not forgotten.
+            self.reader[granules] = np.where(repeated, self.reader[granules], _WHOLE_WARP)
         else:
-            repeated = self.read_clock[granules, places[:, None]] == own[:, None]
             others = repeated & (self.reader[granules] != lanes[:, None])
             self.reader[granules] = lanes[:, None]
             others |= self.reader[granules] != lanes[:, None]

@@ -62,6 +62,8 @@ def draw(rng: random.Random, operand: Operand, name: str, place: int) -> int:
         low, high = (draw(rng, element, name, place) for _ in range(2))
         return low | high << bits // 2
     if type_name in _EDGES:
+        if name in ("min", "max") and rng.random() < 0.4:
+            return rng.choice(_EDGES[type_name][:2])
         if rng.random() < 0.3:
             return rng.choice(_EDGES[type_name])
         scale = rng.choice([1e-3, 1.0, 1.0, 30.0, 1e6 if name in ("cvt", "add") else 3.0])

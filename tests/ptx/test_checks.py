@@ -243,6 +243,22 @@ def test_race_behind_a_later_reader() -> None:
     assert checks_of(body.format(barrier="bar.sync 0;"), [], threads=64, shared=128) == set()
 
 
+def test_lane_that_read_alone_before_its_warp_did() -> None:
+    """Lane 0 reads a word, then ldmatrix reads it for all lanes, then lane 1 overwrites it."""
+    body = """
+        mov.b32 %r3, smem; shl.b32 %r4, %r0, 4; add.u32 %r4, %r4, %r3;
+        st.shared.v4.b32 [%r4], {%r0, %r0, %r0, %r0};
+        bar.warp.sync -1;
+        setp.eq.u32 %p1, %r0, 0; setp.eq.u32 %p2, %r0, 1;
+        @%p1 ld.shared.b32 %r6, [%r3];
+        ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r7, %r8, %r9, %r10}, [%r4];
+        @%p2 st.shared.b32 [%r3], 7;
+    """
+    assert checks_of(body, [], shared=512) == {"race"}
+    alone = body.replace("@%p1 ld.shared.b32 %r6, [%r3];", "")
+    assert checks_of(alone, [], shared=512) == set()
+
+
 def test_bytes_of_one_word_belong_to_different_threads() -> None:
     """Neighbouring bytes of two warps are no race."""
     body = """

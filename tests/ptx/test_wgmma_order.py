@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ptx import Output
+from tests.ptx import Output, PtxError
 from tests.ptx.snippets import SEEDS, Bug, bugs, checks_of, launch
 
 # One warpgroup multiplies a zero tile: what matters is the order of fences, commits and waits.
@@ -62,3 +62,8 @@ def test_wgmma_in_order(seed: int | None) -> None:
 def test_bugs_of_wgmma(bug: Bug, seed: int | None) -> None:
     out = Output(np.zeros(128, np.float32))
     assert bug.check in checks_of(bug.apply(WGMMA), [out], threads=128, shared=8192, seed=seed)
+
+
+def test_blocks_without_whole_warpgroups_are_refused() -> None:
+    with pytest.raises(PtxError, match="whole warpgroups"):
+        launch(WGMMA, [Output(np.zeros(128, np.float32))], threads=96, shared=8192)
