@@ -103,12 +103,16 @@ class DirectedForward {
   }
 
   // m for a block of rows; infinite if they need a running softmax. A softmax over a single key has
-  // a weight of exactly 1 only there.
+  // a weight of exactly 1 only there. In chunks neither may depend on what else is in the block: that
+  // would tell where a stream was cut.
   float common_reference() const {
     if (options_.timed && options_.max_gap < infinity) return infinity;
+    const bool in_chunks = problem_.chunking.chunk_size != 0;
     const Range window = windows_[0];
-    if (window.end - window.begin == 1) return infinity;
-    return reference_of(options_.scale, larger_norm(0.0f, queries(), rows_), longest_key_);
+    if (!in_chunks && window.end - window.begin == 1) return infinity;
+    const float longest_query = larger_norm(0.0f, queries(), rows_);
+    const float reference = reference_of(options_.scale, longest_query, longest_key_);
+    return in_chunks && reference != 0.0f ? infinity : reference;
   }
 
   // False if a sum is not safe: what was computed is of no use then.

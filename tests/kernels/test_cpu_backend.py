@@ -429,3 +429,34 @@ print(json.dumps({"growth": step(tensors) - before}))
 def test_memory_is_linear_in_both_lengths() -> None:
     # One 18,000 x 3,000 matrix of scores has 206 MiB, and eager PyTorch keeps several.
     assert run_with_capability("", MEMORY)["growth"] < 150
+
+
+LONG_PAIR = MEMORY.replace("(18_000, 3_000)", "(18_000, 30_000)")
+
+LONG_CHUNKS = """
+import json, resource, torch
+from mmer import chunked_attention
+def peak(time):
+    q, k, v = (torch.randn(1, 1, time, 64, requires_grad=True) for _ in range(3))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    out = chunked_attention(q, k, v, 64, backend="cpu")
+    torch.autograd.grad(out.sum(), (q, k, v))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+peak(1_000)
+print(json.dumps({"shorter": peak(75_000), "longer": peak(300_000)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
+def test_a_long_recording_fits_in_memory() -> None:
+    # One 18,000 x 30,000 matrix of scores has 2,060 MiB; half an hour of video beside its sound.
+    assert run_with_capability("", LONG_PAIR)["growth"] < 1000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's units")
+def test_chunked_memory_is_linear_in_the_length() -> None:
+    growth = run_with_capability("", LONG_CHUNKS)
+    # Outputs and gradients alone have 74 MiB for each 75,000 steps.
+    assert growth["longer"] < 5 * max(growth["shorter"], 74)
