@@ -27,7 +27,7 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -354,6 +354,20 @@ def part_name(part: Extension) -> str:
     return str(part.name).rpartition("._")[2]
 
 
+def told(left_out: Mapping[str, LeftOut]) -> str:
+    """Return the parts that are left out and why, in one line."""
+    return "; ".join(f"{name} is left out: {reason}" for name, reason in left_out.items())
+
+
+def refuse_missing(left_out: Mapping[str, LeftOut], mode: str) -> None:
+    """Raise SetupError if a part is left out that has to be built."""
+    failures = {x: y for x, y in left_out.items() if not isinstance(y, NotWanted)}
+    if failures and mode == "require":
+        raise SetupError(f"MMER_BUILD is require, but {told(failures)}")
+    if "cuda" in left_out and os.environ.get("FORCE_CUDA") == "1":
+        raise SetupError(f"FORCE_CUDA is 1, but {told({'cuda': left_out['cuda']})}")
+
+
 class BuildParts(build_ext):
     """Build each compiled part by itself, and record which ones were left out and why."""
 
@@ -368,46 +382,47 @@ class BuildParts(build_ext):
         """Build every part, and write down what was built and what was not."""
         mode = build_mode()
         self.jobs = BoundedSemaphore(max_jobs())
-        self.left_out_parts: list[Extension] = []
-        reasons: dict[str, str] = {}
-        failures: dict[str, str] = {}
+        # What cannot be built anyway is known before anything is compiled or removed.
+        needs: dict[str, Needs] = {}
+        left_out: dict[str, LeftOut] = {}
+        for part in self.extensions:
+            try:
+                if mode == "none":
+                    raise LeftOut("MMER_BUILD was none when mmer was built")
+                find_compiler()
+                needs[part_name(part)] = NEEDS[part_name(part)]()
+            except LeftOut as reason:
+                left_out[part_name(part)] = reason
+        refuse_missing(left_out, mode)
+        for part in self.extensions:
+            Path(self.get_ext_fullpath(part.name)).unlink(missing_ok=True)
+        wanted = [part for part in self.extensions if part_name(part) in needs]
         with ThreadPoolExecutor() as pool:
-            builds = [(part, pool.submit(self.build_part, part, mode)) for part in self.extensions]
+            builds = [
+                (part, pool.submit(self.build_part, part, needs[part_name(part)]))
+                for part in wanted
+            ]
         for part, build in builds:
             try:
                 build.result()
             except LeftOut as reason:
-                self.left_out_parts.append(part)
-                reasons[part_name(part)] = str(reason)
-                if not isinstance(reason, NotWanted):
-                    failures[part_name(part)] = str(reason)
-
-        def told(parts: dict[str, str]) -> str:
-            return "; ".join(f"{name} is left out: {reason}" for name, reason in parts.items())
-
-        if failures and mode == "require":
-            raise SetupError(f"MMER_BUILD is require, but {told(failures)}")
-        if "cuda" in reasons and os.environ.get("FORCE_CUDA") == "1":
-            raise SetupError(f"FORCE_CUDA is 1, but {told({'cuda': reasons['cuda']})}")
-        summary = told(reasons)
-        print(summary or "all compiled parts are built", flush=True)
+                left_out[part_name(part)] = reason
+        refuse_missing(left_out, mode)
+        self.left_out_parts = [part for part in self.extensions if part_name(part) in left_out]
+        print(told(left_out) or "all compiled parts are built", flush=True)
         # A new list: this one is the distribution's own, which other commands still read.
-        self.extensions = [part for part in self.extensions if part not in self.left_out_parts]
+        self.extensions = [part for part in wanted if part_name(part) not in left_out]
         information = {
             "built": [part_name(part) for part in self.extensions],
-            "left_out": reasons,
+            "left_out": {name: str(reason) for name, reason in left_out.items()},
         }
         path = Path(self.build_lib, BUILD_INFO)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
 
-    def build_part(self, part: Extension, mode: str) -> None:
+    def build_part(self, part: Extension, needs: Needs) -> None:
         """Compile the sources of a part side by side and link them; LeftOut if that cannot be."""
         target = Path(self.get_ext_fullpath(part.name))
-        target.unlink(missing_ok=True)
-        if mode == "none":
-            raise LeftOut("MMER_BUILD was none when mmer was built")
-        needs = NEEDS[part_name(part)]()
         compiler = find_compiler()
         objects_folder = Path(self.build_temp, part_name(part))
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,10 @@
 """The CUDA backend: C++ kernels for NVIDIA GPUs of compute capability 8.0 on (``csrc/cuda``).
 
-Shared cross-attention computes its similarity matrix once for each direction forward, and once for
-both roles of a row backward. float16 and bfloat16 are multiplied on tensor cores and added up in
-float32. Always deterministic: no result is added up by atomics.
+The forward of shared cross-attention computes its similarity matrix once where one block owns a
+head (``csrc/cuda/plan.h`` says when), else once for each direction in one launch; the backward
+computes it once for the rows of either side, whose block takes both roles of a row. float16 and
+bfloat16 are multiplied on tensor cores and added up in float32. Always deterministic: no result is
+added up by atomics.
 
 The operators are defined by the compiled library; whoever loads it calls :func:`enter`.
 """

@@ -103,8 +103,8 @@ class DirectedForward {
   }
 
   // m for a block of rows; infinite if they need a running softmax. A softmax over a single key has
-  // a weight of exactly 1 only there. In chunks neither may depend on what else is in the block: that
-  // would tell where a stream was cut.
+  // a weight of exactly 1 only there. In chunks neither may depend on what else is in the block:
+  // that would tell where a stream was cut.
   float common_reference() const {
     if (options_.timed && options_.max_gap < infinity) return infinity;
     const bool in_chunks = problem_.chunking.chunk_size != 0;
