@@ -21,7 +21,7 @@ MMER_BUILD := $(if $(shell command -v $(CXX)),require,auto)
 endif
 export MMER_BUILD
 
-SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+SOURCES := setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
 .DEFAULT_GOAL := install
 .PHONY: install demo test test-all bench gpu lint sanitize emulate-arm clean

@@ -6,7 +6,11 @@ keeps the reason, which ``mmer doctor`` shows.
 Environment:
     MMER_BUILD: ``auto`` (default) leaves out what cannot be built, ``require`` fails instead,
         ``none`` compiles nothing.
-    FORCE_CUDA: ``1`` fails where the CUDA kernels cannot be built.
+    FORCE_CUDA: ``1`` builds the CUDA kernels even if the installed torch is a CPU build, and fails
+        where they cannot be built; ``0`` leaves them out. By default they are built for a torch
+        with CUDA.
+    TORCH_CUDA_ARCH_LIST: what they are built for, as for torch: ``"8.0;9.0+PTX"`` by default.
+    CUDA_HOME, CUDA_PATH: where the CUDA toolkit is; otherwise that of the nvcc on the PATH.
     MAX_JOBS: how many compilers run at once; one per core by default.
     CXX, CPPFLAGS, CXXFLAGS, LDFLAGS: as for any C++ build.
 """
@@ -23,7 +27,7 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -74,19 +78,39 @@ X86_KERNELS = {
 # Every 64-bit ARM has NEON.
 ARM_KERNELS: dict[str, list[str]] = {"portable": [], "neon": []}
 OTHER_KERNELS: dict[str, list[str]] = {"portable": []}
-LEFT_OUT_BY_DESIGN = {"cuda": "this version of mmer has no CUDA kernels"}
+# The CUDA kernels, compiled once for each type of elements. A virtual architecture (+PTX) is
+# compiled by the driver for GPUs that came later.
+CUDA_KERNELS = [
+    f"csrc/cuda/{name}.cu"
+    for name in ("owner_backward", "directed_forward", "shared_forward", "small_kernels")
+]
+CUDA_ELEMENTS = ("float16", "bfloat16")
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+OLDEST_ARCHITECTURE = 80
+NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
 
 
 class LeftOut(Exception):
     """A part cannot be built here; the message is the reason."""
 
 
+class NotWanted(LeftOut):
+    """A part is not asked for here, which is no failure even where every part is required."""
+
+
 @dataclass(frozen=True)
 class Needs:
-    """What a part needs beyond the flags that all parts share."""
+    """What a part needs beyond the flags that all parts share.
+
+    Attributes:
+        compile_flags: of the sources in C++.
+        link_flags: of the library.
+        kernels: further objects, each a command that makes it, its source and its name.
+    """
 
     compile_flags: Sequence[str] = ()
     link_flags: Sequence[str] = ()
+    kernels: Sequence[tuple[Sequence[str], str, str]] = ()
 
 
 def all_packages() -> list[str]:
@@ -192,13 +216,26 @@ def operators_needs() -> Needs:
     if (int(found[1]), int(found[2])) < TORCH_MINIMUM:
         wanted = ".".join(map(str, TORCH_MINIMUM))
         raise LeftOut(f"the operators need torch >= {wanted}, found {found[1]}.{found[2]}")
+    compiler = find_compiler()
+    sets = kernel_sets(compiler)
+    present = [f"-DMMER_WITH_{name.upper()}" for name in sets]
+    kernels = []
+    for name, own_flags in sets.items():
+        command = [
+            *(*compiler, *COMPILE_FLAGS, *KERNEL_FLAGS, *own_flags, *present),
+            *(f"-DMMER_KERNELS=kernels_{name}", *environment_flags("CPPFLAGS")),
+            *environment_flags("CXXFLAGS"),
+        ]
+        kernels.append((command, KERNELS, f"{Path(KERNELS).with_suffix('')}_{name}.o"))
     return Needs(
         compile_flags=[
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+            *present,
             "-isystem",
             str(folder / "include"),
         ],
         link_flags=[f"-L{folder / 'lib'}", "-ltorch_cpu"],
+        kernels=kernels,
     )
 
 
@@ -227,7 +264,89 @@ def native_needs() -> Needs:
     )
 
 
-NEEDS = {"operators": operators_needs, "native": native_needs}
+def find_cuda_toolkit() -> Path:
+    """Return the folder of the CUDA toolkit: CUDA_HOME, CUDA_PATH, or that of the nvcc found."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        folder = os.environ.get(variable)
+        if folder:
+            if not Path(folder, "bin", "nvcc").exists():
+                raise LeftOut(f"{variable} is {folder}, where there is no bin/nvcc")
+            return Path(folder)
+    command = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if command is None:
+        raise NotWanted("no nvcc was found; install the CUDA toolkit or set CUDA_HOME")
+    # The nvcc on the PATH may be a script; nvcc itself says where its toolkit is.
+    asked = subprocess.run(
+        [command, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"^#\$ TOP=(.+)$", asked.stderr, re.MULTILINE)
+    return Path(found[1].strip()) if found else Path(command).resolve().parents[1]
+
+
+def architecture_flags(architectures: str) -> list[str]:
+    """Return nvcc's flags for a list like TORCH_CUDA_ARCH_LIST, ``"8.0;9.0a+PTX"``."""
+    flags = []
+    for name in architectures.replace(";", " ").split():
+        found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if found is None:
+            raise LeftOut(f"TORCH_CUDA_ARCH_LIST holds {name!r}, wanted 8.0, 9.0a or 9.0+PTX")
+        number = f"{found[1]}{found[2]}"
+        if int(number) < OLDEST_ARCHITECTURE:
+            raise LeftOut(f"the CUDA kernels need compute capability 8.0, not {name}")
+        number += found[3]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if found[4]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if not flags:
+        raise LeftOut("TORCH_CUDA_ARCH_LIST names no architecture")
+    return flags
+
+
+def cuda_needs() -> Needs:
+    """Return what the CUDA kernels need: nvcc and its runtime, and what the operators need."""
+    forced = os.environ.get("FORCE_CUDA", "")
+    if forced not in ("", "0", "1"):
+        raise SetupError(f"FORCE_CUDA must be 0 or 1, got {forced!r}")
+    if forced == "0":
+        raise NotWanted("FORCE_CUDA was 0 when mmer was built")
+    folder = find_torch()
+    if forced != "1":
+        text = (folder / "version.py").read_text(encoding="utf-8")
+        if re.search(r"^cuda\b.*= ['\"]", text, re.MULTILINE) is None:
+            raise NotWanted(
+                "torch was a CPU build when mmer was built; FORCE_CUDA=1 builds the CUDA kernels "
+                "nevertheless"
+            )
+    toolkit = find_cuda_toolkit()
+    runtimes = [
+        path
+        for place in ("lib64", "lib", "targets/*/lib")
+        for path in toolkit.glob(f"{place}/libcudart_static.a")
+    ]
+    headers = [
+        path.parent
+        for place in ("include", "targets/*/include")
+        for path in toolkit.glob(f"{place}/cuda_runtime_api.h")
+    ]
+    if not runtimes or not headers:
+        raise LeftOut(f"the CUDA toolkit in {toolkit} has no libcudart_static.a or no headers")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    nvcc = [str(toolkit / "bin" / "nvcc"), *NVCC_FLAGS, *architecture_flags(architectures)]
+    if os.environ.get("CXX"):
+        nvcc += ["-ccbin", environment_flags("CXX")[0]]
+    operators = operators_needs()
+    return Needs(
+        compile_flags=[*operators.compile_flags, "-DUSE_CUDA", "-isystem", str(headers[0])],
+        link_flags=[*operators.link_flags, str(runtimes[0]), "-ldl", "-lrt", "-lpthread"],
+        kernels=[
+            ([*nvcc, f"-DMMER_ELEMENT={element}"], source, f"{Path(source).stem}_{element}.o")
+            for source in CUDA_KERNELS
+            for element in CUDA_ELEMENTS
+        ],
+    )
+
+
+NEEDS = {"operators": operators_needs, "native": native_needs, "cuda": cuda_needs}
 
 
 def part_name(part: Extension) -> str:
@@ -235,53 +354,75 @@ def part_name(part: Extension) -> str:
     return str(part.name).rpartition("._")[2]
 
 
+def told(left_out: Mapping[str, LeftOut]) -> str:
+    """Return the parts that are left out and why, in one line."""
+    return "; ".join(f"{name} is left out: {reason}" for name, reason in left_out.items())
+
+
+def refuse_missing(left_out: Mapping[str, LeftOut], mode: str) -> None:
+    """Raise SetupError if a part is left out that has to be built."""
+    failures = {x: y for x, y in left_out.items() if not isinstance(y, NotWanted)}
+    if failures and mode == "require":
+        raise SetupError(f"MMER_BUILD is require, but {told(failures)}")
+    if "cuda" in left_out and os.environ.get("FORCE_CUDA") == "1":
+        raise SetupError(f"FORCE_CUDA is 1, but {told({'cuda': left_out['cuda']})}")
+
+
 class BuildParts(build_ext):
     """Build each compiled part by itself, and record which ones were left out and why."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Return the file of a part; that of the operators serves every Python version."""
+        """Return the file of a part; a library of operators serves every Python version."""
         *packages, name = fullname.split(".")
-        if name == "_operators":
-            return str(Path(*packages, "_operators.so"))
+        if name in ("_operators", "_cuda"):
+            return str(Path(*packages, f"{name}.so"))
         return str(super().get_ext_filename(fullname))
 
     def build_extensions(self) -> None:
         """Build every part, and write down what was built and what was not."""
         mode = build_mode()
-        if os.environ.get("FORCE_CUDA") == "1":
-            raise SetupError(f"FORCE_CUDA is 1, but {LEFT_OUT_BY_DESIGN['cuda']}")
         self.jobs = BoundedSemaphore(max_jobs())
-        self.left_out_parts: list[Extension] = []
-        reasons: dict[str, str] = {}
+        # What cannot be built anyway is known before anything is compiled or removed.
+        needs: dict[str, Needs] = {}
+        left_out: dict[str, LeftOut] = {}
+        for part in self.extensions:
+            try:
+                if mode == "none":
+                    raise LeftOut("MMER_BUILD was none when mmer was built")
+                find_compiler()
+                needs[part_name(part)] = NEEDS[part_name(part)]()
+            except LeftOut as reason:
+                left_out[part_name(part)] = reason
+        refuse_missing(left_out, mode)
+        for part in self.extensions:
+            Path(self.get_ext_fullpath(part.name)).unlink(missing_ok=True)
+        wanted = [part for part in self.extensions if part_name(part) in needs]
         with ThreadPoolExecutor() as pool:
-            builds = [(part, pool.submit(self.build_part, part, mode)) for part in self.extensions]
+            builds = [
+                (part, pool.submit(self.build_part, part, needs[part_name(part)]))
+                for part in wanted
+            ]
         for part, build in builds:
             try:
                 build.result()
             except LeftOut as reason:
-                self.left_out_parts.append(part)
-                reasons[part_name(part)] = str(reason)
-        summary = "; ".join(f"{name} is left out: {reason}" for name, reason in reasons.items())
-        if reasons and mode == "require":
-            raise SetupError(f"MMER_BUILD is require, but {summary}")
-        print(summary or "all compiled parts are built", flush=True)
+                left_out[part_name(part)] = reason
+        refuse_missing(left_out, mode)
+        self.left_out_parts = [part for part in self.extensions if part_name(part) in left_out]
+        print(told(left_out) or "all compiled parts are built", flush=True)
         # A new list: this one is the distribution's own, which other commands still read.
-        self.extensions = [part for part in self.extensions if part not in self.left_out_parts]
+        self.extensions = [part for part in wanted if part_name(part) not in left_out]
         information = {
             "built": [part_name(part) for part in self.extensions],
-            "left_out": {**reasons, **LEFT_OUT_BY_DESIGN},
+            "left_out": {name: str(reason) for name, reason in left_out.items()},
         }
         path = Path(self.build_lib, BUILD_INFO)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
 
-    def build_part(self, part: Extension, mode: str) -> None:
+    def build_part(self, part: Extension, needs: Needs) -> None:
         """Compile the sources of a part side by side and link them; LeftOut if that cannot be."""
         target = Path(self.get_ext_fullpath(part.name))
-        target.unlink(missing_ok=True)
-        if mode == "none":
-            raise LeftOut("MMER_BUILD was none when mmer was built")
-        needs = NEEDS[part_name(part)]()
         compiler = find_compiler()
         objects_folder = Path(self.build_temp, part_name(part))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -293,23 +434,17 @@ class BuildParts(build_ext):
             *environment_flags("CXXFLAGS"),
         ]
 
-        def compile_source(source: str, object_name: str, own_flags: Sequence[str]) -> str:
+        def make_object(command: Sequence[str], source: str, object_name: str) -> str:
             result = objects_folder / object_name
             result.parent.mkdir(parents=True, exist_ok=True)
-            command = [*compiler, *flags, *own_flags, "-c", source, "-o", str(result)]
-            self.run_tool(command, source)
+            self.run_tool([*command, "-c", source, "-o", str(result)], source)
             return str(result)
 
-        jobs: list[tuple[str, str, Sequence[str]]]
-        jobs = [(source, str(Path(source).with_suffix(".o")), ()) for source in part.sources]
-        if part_name(part) == "operators":
-            sets = kernel_sets(compiler)
-            flags.extend(f"-DMMER_WITH_{name.upper()}" for name in sets)
-            for name, own_flags in sets.items():
-                own_flags = [*KERNEL_FLAGS, *own_flags, f"-DMMER_KERNELS=kernels_{name}"]
-                jobs.append((KERNELS, f"{Path(KERNELS).with_suffix('')}_{name}.o", own_flags))
+        jobs = [*needs.kernels]
+        for source in part.sources:
+            jobs.append(([*compiler, *flags], source, str(Path(source).with_suffix(".o"))))
         with ThreadPoolExecutor() as pool:
-            objects = list(pool.map(compile_source, *zip(*jobs, strict=True)))
+            objects = list(pool.map(make_object, *zip(*jobs, strict=True)))
         link = [*compiler, *SHARED_FLAGS, *environment_flags("LDFLAGS"), *objects]
         self.run_tool([*link, *needs.link_flags, "-o", str(target)], target.name)
 
@@ -366,8 +501,18 @@ setup(
             ],
         ),
         Extension(
+            "mmer._cuda",
+            ["csrc/cuda/operators.cpp", "csrc/cuda/launch.cpp", "csrc/cuda/plan.cpp"],
+        ),
+        Extension(
             "mmer._native",
-            ["csrc/native.cpp", "csrc/arithmetic_peak.cpp", "csrc/cpu_features.cpp"],
+            [
+                "csrc/native.cpp",
+                "csrc/arithmetic_peak.cpp",
+                "csrc/cpu_features.cpp",
+                "csrc/cuda/bind_plans.cpp",
+                "csrc/cuda/plan.cpp",
+            ],
         ),
     ],
     cmdclass={"build_ext": BuildParts},

@@ -1,5 +1,6 @@
 // mmer._native: what Python asks of the compiled code that is not an operator: how it was built,
-// what this CPU can do, and the torch-free pieces that tests check one by one.
+// what this CPU can do, how the CUDA kernels would be launched, and the torch-free pieces that
+// tests check one by one.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,6 +14,7 @@
 
 #include "arithmetic_peak.h"
 #include "cpu_features.h"
+#include "cuda/bind_plans.h"
 #include "philox.h"
 
 namespace py = pybind11;
@@ -83,6 +85,7 @@ one that MMER_CPU_CAPABILITY names. Raises ValueError if that one cannot run.)")
       "choose_cpu_capability", &choose_cpu_capability, py::arg("features"),
       py::arg("requested") = "",
       R"(Return what cpu_capability() would choose on a CPU with exactly the named features.)");
+  mmer::cuda::bind_plans(module);
   module.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"),
              R"(Return the four random words of Philox4x32-10 for a counter and a key.)");
   module.def(

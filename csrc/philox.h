@@ -10,6 +10,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define MMER_HOST_DEVICE __host__ __device__
+#else
+#define MMER_HOST_DEVICE
+#endif
+
 namespace mmer {
 
 // A counter going in, its random words coming out.
@@ -22,12 +28,13 @@ struct PhiloxKey {
 };
 
 // The key of a 64-bit seed: low word first.
-static inline PhiloxKey philox_key(int64_t seed) {
+MMER_HOST_DEVICE static inline PhiloxKey philox_key(int64_t seed) {
   const uint64_t bits = static_cast<uint64_t>(seed);
   return {{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)}};
 }
 
-static inline PhiloxWords philox_round(const PhiloxWords& counter, const PhiloxKey& key) {
+MMER_HOST_DEVICE static inline PhiloxWords philox_round(const PhiloxWords& counter,
+                                                        const PhiloxKey& key) {
   const uint64_t product_0 = uint64_t{0xD2511F53} * counter.word[0];
   const uint64_t product_1 = uint64_t{0xCD9E8D57} * counter.word[2];
   return {{
@@ -39,7 +46,7 @@ static inline PhiloxWords philox_round(const PhiloxWords& counter, const PhiloxK
 }
 
 // The four random words of a counter.
-static inline PhiloxWords philox4x32_10(PhiloxWords counter, PhiloxKey key) {
+MMER_HOST_DEVICE static inline PhiloxWords philox4x32_10(PhiloxWords counter, PhiloxKey key) {
   constexpr int rounds = 10;
   for (int round = 0; round < rounds; ++round) {
     counter = philox_round(counter, key);
@@ -51,8 +58,8 @@ static inline PhiloxWords philox4x32_10(PhiloxWords counter, PhiloxKey key) {
 
 // The words of attention weights 4 * key_group .. 4 * key_group + 3 of one query, as dropout draws
 // them.
-static inline PhiloxWords philox_attention_words(PhiloxKey key, uint32_t batch_head, uint32_t query,
-                                                 uint32_t key_group, uint32_t stream) {
+MMER_HOST_DEVICE static inline PhiloxWords philox_attention_words(
+    PhiloxKey key, uint32_t batch_head, uint32_t query, uint32_t key_group, uint32_t stream) {
   return philox4x32_10({{key_group, query, batch_head, stream}}, key);
 }
 

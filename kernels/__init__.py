@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import bidirectional, chunked, cpu, shared, triton_backend
+from . import bidirectional, chunked, cpu, cuda, shared, triton_backend
 from .backends import (
     Explanation,
     available_backends,
@@ -60,6 +60,15 @@ def enter_cpu(unavailable: str | None) -> None:
         unavailable: None if the library is loaded, else why it is not.
     """
     cpu.enter([*_DEFINITIONS, WINDOW], unavailable)
+
+
+def enter_cuda(unavailable: str | None) -> None:
+    """Enter the CUDA C++ kernels, once their library was loaded, or say why it could not be.
+
+    Args:
+        unavailable: None if the library is loaded, else why it is not.
+    """
+    cuda.enter(_DEFINITIONS, unavailable)
 
 
 def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:

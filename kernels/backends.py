@@ -70,7 +70,7 @@ class Explanation:
 
 _registered: dict[str, Backend] = {}
 _unavailable: dict[str, str] = {
-    "cuda": "this version has no CUDA C++ kernels",
+    "cuda": "its operators are not loaded",
     "triton": "its operators are not registered",
     "cpu": "its operators are not loaded",
 }

@@ -7,13 +7,14 @@ the choice of a backend in :mod:`mmer.kernels`.
 
 from __future__ import annotations
 
-from mmer._build import load_operators
+from mmer._build import load_cuda, load_operators
 from mmer.kernels import (
     ChunkedAttentionState,
     bidirectional_cross_attention,
     chunked_attention,
     chunked_attention_step,
     enter_cpu,
+    enter_cuda,
     shared_cross_attention,
 )
 from mmer.replacement import replace_attention
@@ -32,3 +33,4 @@ __version__ = "0.1.0"
 
 # A saved program (torch.export) may hold a compiled operator, so they are registered on import.
 enter_cpu(load_operators())
+enter_cuda(load_cuda())

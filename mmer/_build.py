@@ -19,6 +19,7 @@ import mmer
 
 _FOLDER = Path(__file__).resolve().parent
 _OPERATORS = _FOLDER / "_operators.so"
+_CUDA = _FOLDER / "_cuda.so"
 _NATIVE = "mmer._native"
 _BUILD_INFO = _FOLDER / "_build_info.json"
 _NEVER_BUILT = (
@@ -40,6 +41,24 @@ def load_operators() -> str | None:
     except (OSError, RuntimeError) as error:
         return f"{_OPERATORS.name} is built, but does not load: {_first_line(error)}"
     torch.library.register_fake("mmer_cpu::philox_uniform_bits", _fake_philox_uniform_bits)
+    return None
+
+
+@cache
+def load_cuda() -> str | None:
+    """Load the CUDA operators into ``torch.ops.mmer_cuda``, once.
+
+    Returns:
+        None if they are loaded, otherwise the reason why they are not.
+    """
+    if not _CUDA.exists():
+        return _recorded_reason("cuda")
+    if torch.version.cuda is None:
+        return f"{_CUDA.name} is built, but this torch is a build without CUDA"
+    try:
+        torch.ops.load_library(_CUDA)
+    except (OSError, RuntimeError) as error:
+        return f"{_CUDA.name} is built, but does not load: {_first_line(error)}"
     return None
 
 
@@ -68,7 +87,7 @@ def compiled_parts() -> dict[str, str | None]:
     return {
         "operators": load_operators(),
         "native": native if isinstance(native, str) else None,
-        "cuda": _recorded_reason("cuda"),
+        "cuda": load_cuda(),
     }
 
 

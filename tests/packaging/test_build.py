@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -37,6 +38,7 @@ needs_compiler = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("c++", "g++", "clang++")),
     reason="needs a C++ compiler",
 )
+needs_nvcc = pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc on the PATH")
 
 
 @pytest.fixture
@@ -120,14 +122,14 @@ def test_install_with_a_failing_compiler(run_python: RunPython, tree: Path, tmp_
     parts = use_installed(run_python, target)
     for part, source in (("operators", "csrc/operators.cpp"), ("native", "csrc/native.cpp")):
         assert parts[part] == f"{source}: /bin/false failed with exit status 1"
-    assert parts["cuda"] == "this version of mmer has no CUDA kernels"
+    assert parts["cuda"] == "FORCE_CUDA was 0 when mmer was built"
 
 
 @needs_compiler
 def test_the_compilers_message_is_the_reason(run_python: RunPython, tree: Path) -> None:
     for name in ("operators", "native"):
         (tree / "csrc" / f"{name}.cpp").write_text('#error "this is on purpose"\n')
-    information = build_information(build_wheel(run_python, tree))
+    information = build_information(build_wheel(run_python, tree, CXXFLAGS="-O0"))
     assert information["built"] == []
     for name in ("operators", "native"):
         assert information["left_out"][name].startswith(f"csrc/{name}.cpp: ")
@@ -137,7 +139,7 @@ def test_the_compilers_message_is_the_reason(run_python: RunPython, tree: Path) 
 @needs_compiler
 def test_one_part_failing_leaves_the_other(run_python: RunPython, tree: Path) -> None:
     (tree / "csrc" / "native.cpp").write_text('#error "this is on purpose"\n')
-    wheel = build_wheel(run_python, tree)
+    wheel = build_wheel(run_python, tree, CXXFLAGS="-O0")
     assert build_information(wheel)["built"] == ["operators"]
     with zipfile.ZipFile(wheel) as archive:
         libraries = [name for name in archive.namelist() if name.endswith(".so")]
@@ -154,7 +156,21 @@ def test_one_part_failing_leaves_the_other(run_python: RunPython, tree: Path) ->
         ({"MMER_BUILD": "require", "CXX": "no-such-compiler"}, "no-such-compiler cannot be run"),
         ({"MMER_BUILD": "sometimes"}, "MMER_BUILD must be auto, require or none"),
         ({"MAX_JOBS": "many"}, "MAX_JOBS must be a positive integer"),
-        ({"FORCE_CUDA": "1"}, "FORCE_CUDA is 1, but this version of mmer has no CUDA kernels"),
+        ({"FORCE_CUDA": "maybe"}, "FORCE_CUDA must be 0 or 1, got 'maybe'"),
+        (
+            {"FORCE_CUDA": "1", "CUDA_HOME": "/nowhere"},
+            "FORCE_CUDA is 1, but cuda is left out: CUDA_HOME is /nowhere, where there is no bin",
+        ),
+        pytest.param(
+            {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.6 7.5"},
+            "the CUDA kernels need compute capability 8.0, not 7.5",
+            marks=needs_nvcc,
+        ),
+        pytest.param(
+            {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "Ampere"},
+            "TORCH_CUDA_ARCH_LIST holds 'Ampere', wanted 8.0, 9.0a or 9.0+PTX",
+            marks=needs_nvcc,
+        ),
     ],
 )
 def test_a_build_that_must_fail(
@@ -201,3 +217,26 @@ def test_complete_build(run_python: RunPython, tree: Path, tmp_path: Path) -> No
     # A path of the machine that built it would be wrong on every other one.
     for library in (target / "mmer").glob("*.so"):
         assert str(tree).encode() not in library.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@needs_compiler
+@needs_nvcc
+def test_cuda_is_built_for_a_torch_without_it(
+    run_python: RunPython, tree: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "site"
+    done = run_python(
+        *(*PIP_INSTALL, str(target), str(tree)),
+        folder=tmp_path,
+        MMER_BUILD="require",
+        FORCE_CUDA="1",
+        TORCH_CUDA_ARCH_LIST="8.0",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = use_installed(run_python, target)
+    if torch.version.cuda is None:
+        assert parts["cuda"] == "_cuda.so is built, but this torch is a build without CUDA"
+    else:
+        assert parts["cuda"] is None

@@ -36,9 +36,10 @@ assert out_b.shape == (2, 3, 7, 4)
 @pytest.fixture
 def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Look for the compiled parts in an empty folder, and remember nothing of it."""
-    for name in ("load_operators", "load_native"):
+    for name in ("load_operators", "load_cuda", "load_native"):
         monkeypatch.setattr(_build, name, getattr(_build, name).__wrapped__)
     monkeypatch.setattr(_build, "_OPERATORS", tmp_path / "_operators.so")
+    monkeypatch.setattr(_build, "_CUDA", tmp_path / "_cuda.so")
     monkeypatch.setattr(_build, "_NATIVE", "mmer._native_that_is_absent")
     monkeypatch.setattr(_build, "_BUILD_INFO", tmp_path / "_build_info.json")
     return tmp_path

@@ -1,0 +1,29 @@
+// Names a compiled kernel, for plans and for launches.
+
+#pragma once
+
+namespace mmer::cuda {
+
+enum class Element { float16, bfloat16 };
+
+enum class KernelRole {
+  directed_forward,
+  shared_forward,
+  query_backward,
+  key_backward,
+  shared_backward,
+  row_state,
+  chunk_counts,
+  batch_sum,
+  decay_sum,
+};
+
+struct KernelId {
+  KernelRole role;
+  Element element;
+  int columns;  // class of the head dimension; 0 for the small kernels, which have none
+  bool extras;
+  int rows = 0;  // class of the shorter sequence of shared_forward; 0 for all others
+};
+
+}  // namespace mmer::cuda

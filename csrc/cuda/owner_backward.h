@@ -1,0 +1,322 @@
+// The gradients of one sequence, backward. A block owns a tile of its rows and reads the tiles of
+// the other sequence: each row's gradients stay in the registers of one warp, so that nothing is
+// added up across blocks and the same inputs give the same bits.
+//
+//   as query: P = exp(S - lse)         dS = P (dO v^T - correction)             dq = dS k
+//   as key:   P = exp(S^T - lse^T)     dS = P (v dO^T - correction^T)           dk = dS q, dv = P
+//   dO
+//
+// In shared cross-attention a row is both, through one S: five products instead of seven.
+
+#pragma once
+
+#include "config.h"
+#include "dropout.h"
+#include "products.h"
+#include "visible.h"
+
+namespace mmer::cuda {
+
+template <int columns, bool as_query, bool as_key>
+struct BackwardSmem {
+  static constexpr Config config = backward_config(columns);
+  static constexpr int own_bytes = config.rows() * columns * 2;
+  static constexpr int tile_bytes = config.tile * columns * 2;
+  static constexpr int own_x = 0;
+  static constexpr int own_grad_out = own_x + own_bytes;
+  static constexpr int own_value = own_grad_out + as_query * own_bytes;
+  static constexpr int other_x = own_value + as_key * own_bytes;  // two stages, as all that follow
+  static constexpr int other_value = other_x + 2 * tile_bytes;
+  static constexpr int other_grad_out = other_value + as_query * 2 * tile_bytes;
+  static constexpr int bias = other_grad_out + as_key * 2 * tile_bytes;
+  static constexpr int times = bias + 8 * config.tile;
+  static constexpr int lse = times + 8 * config.tile;
+  static constexpr int correction = lse + 8 * config.tile;
+  static constexpr int sums = correction + 8 * config.tile;  // one float a warp
+  static constexpr int flags = sums + 4 * config.warps;
+};
+
+// The state of a query, (log-sum-exp, correction); infinite and 0 beyond the end.
+MMER_DEVICE float2 state_of(const Side& side, int batch_head, int step) {
+  if (step >= side.time) return make_float2(infinity, 0.0f);
+  const float2* state_gmem = reinterpret_cast<const float2*>(side.state);
+  return state_gmem[static_cast<int64_t>(batch_head) * side.time + step];
+}
+
+// log2 of what a step stands for: 0 for a token, -inf if it is padded.
+struct Weighting {
+  Visibility visible;
+  const float* log_counts_gmem;
+
+  MMER_DEVICE Weighting(const Side& side, int batch)
+      : visible(side.mask, batch, side.time),
+        log_counts_gmem(side.log_counts ? side.log_counts + int64_t{batch} * side.time : nullptr) {}
+  MMER_DEVICE float operator()(int step) const {
+    if (!visible(step)) return -infinity;
+    return log_counts_gmem ? log_counts_gmem[step] : 0.0f;
+  }
+};
+
+template <class Element, int columns, bool as_query, bool as_key, bool extras>
+MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
+  constexpr Config config = backward_config(columns);
+  constexpr int rows = config.rows(), tile_steps = config.tile, threads = config.threads();
+  constexpr int gradients = gradient_columns(columns, extras), parts = columns / gradients;
+  using Smem = BackwardSmem<columns, as_query, as_key>;
+  extern __shared__ __align__(128) unsigned char smem[];
+  float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
+  float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
+  float* lse_smem = reinterpret_cast<float*>(smem + Smem::lse);
+  float* correction_smem = reinterpret_cast<float*>(smem + Smem::correction);
+  uint8_t* flags_smem = smem + Smem::flags;
+  const uint32_t base = shared_address(smem);
+  const Tile<columns> own_x_smem{base + Smem::own_x};
+  const Tile<columns> own_grad_out_smem{base + Smem::own_grad_out};
+  const Tile<columns> own_value_smem{base + Smem::own_value};
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int first_column = blockIdx.x % parts * gradients;
+  const int block = blockIdx.x / parts;
+  const int tiles_of_head = problem.owners[0].tiles + problem.owners[1].tiles;
+  const int batch_head = block / tiles_of_head;
+  const bool second = block % tiles_of_head >= problem.owners[0].tiles;
+  const Owner& owner = problem.owners[second];
+  const int own_tile = block % tiles_of_head - (second ? problem.owners[0].tiles : 0);
+  const int row = own_tile * rows;
+  const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
+  const int warp_row = warp * warp_rows;
+  const int first_row = row + warp_row;
+  const Side& own = owner.own;
+
+  const auto tiles_of = [&](int number) {
+    return tiles_seen<rows, tile_steps>(owner.windows[number], row, own.time,
+                                        owner.others[number].time);
+  };
+  const Tiles tokens = tiles_of(0);
+  const Tiles summaries = extras && owner.other_count > 1 ? tiles_of(1) : Tiles{0, 0};
+  const int tile_count = tokens.count + summaries.count;
+  const bool timed = extras && own.times.data != nullptr;
+  const bool skips = timed && problem.extras.max_gap < infinity;
+  if (skips) {
+    const Side& other = owner.others[0];
+    mark_near_tiles<rows, tile_steps, config.warps>(
+        flags_smem, tokens, {own.mask, own.times, own.time}, {other.mask, other.times, other.time},
+        batch, row, problem.extras.max_gap);
+  }
+  const auto next_tile = [&](int tile) {
+    while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
+    return tile;
+  };
+
+  const auto load_side = [&](const Side& other, int first, int stage) {
+    const int offset = stage * Smem::tile_bytes;
+    const Weighting weighting(other, batch);
+    const auto is_real = [&](int step) { return weighting(step) > -infinity; };
+    // x (tile_steps, columns)
+    load_rows<tile_steps, columns, threads>(Tile<columns>{base + Smem::other_x + offset}, other.x,
+                                            batch, head, first, is_real);
+    if constexpr (as_query) {
+      load_rows<tile_steps, columns, threads>(Tile<columns>{base + Smem::other_value + offset},
+                                              other.value, batch, head, first, is_real);
+    }
+    if constexpr (as_key) {
+      load_rows<tile_steps, columns, threads>(
+          Tile<columns>{base + Smem::other_grad_out + offset}, other.grad_out, batch, head, first,
+          [&](int step) { return state_of(other, batch_head, step).x < infinity; });
+    }
+    if (threadIdx.x < tile_steps) {
+      const int step = first + threadIdx.x, place = stage * tile_steps + threadIdx.x;
+      const float bias = weighting(step);
+      bias_smem[place] = bias;
+      if (timed) times_smem[place] = time_of(other.times, batch, step, bias > -infinity);
+      if constexpr (as_key) {
+        const float2 state = state_of(other, batch_head, step);
+        lse_smem[place] = state.x;
+        correction_smem[place] = state.y;
+      }
+    }
+  };
+  const auto load_tile = [&](int tile, int stage) {
+    if (tile < tokens.count) {
+      load_side(owner.others[0], tokens.first + tile * tile_steps, stage);
+    } else if (extras && tile < tile_count) {
+      load_side(owner.others[1], summaries.first + (tile - tokens.count) * tile_steps, stage);
+    }
+  };
+
+  const Weighting own_weighting(own, batch);
+  const auto is_real = [&](int step) { return own_weighting(step) > -infinity; };
+  int tile = next_tile(0);
+  load_rows<rows, columns, threads>(own_x_smem, own.x, batch, head, row, is_real);
+  if constexpr (as_query) {
+    load_rows<rows, columns, threads>(
+        own_grad_out_smem, own.grad_out, batch, head, row,
+        [&](int step) { return state_of(own, batch_head, step).x < infinity; });
+  }
+  if constexpr (as_key) {
+    load_rows<rows, columns, threads>(own_value_smem, own.value, batch, head, row, is_real);
+  }
+  load_tile(tile, 0);
+  cp_async_commit();
+
+  float own_bias[2], own_lse[2], own_correction[2], own_times[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int step = first_row + lane / 4 + half * 8;
+    own_bias[half] = own_weighting(step);
+    if constexpr (as_query) {
+      const float2 state = state_of(own, batch_head, step);
+      own_lse[half] = state.x;
+      own_correction[half] = state.y;
+    }
+    if (timed) own_times[half] = time_of(own.times, batch, step, own_bias[half] > -infinity);
+  }
+  float decay = 0.0f;
+  if (timed && problem.extras.decay) {
+    decay = problem.extras.decay[head * problem.extras.decay_stride] * log2_e;
+  }
+  const bool wants_decay = extras && owner.grad_decay != nullptr;
+  float grad_decay = 0.0f;
+  const RowsSeen token_rows(owner.windows[0], first_row, own.time, owner.others[0].time);
+  const Dropout dropout(problem.extras, batch_head);
+
+  float grad_x_rmem[gradients / 8][4];  // (16, gradients) of the warp
+  set_zero(grad_x_rmem);
+  float grad_value_rmem[as_key ? gradients / 8 : 1][4];
+  set_zero(grad_value_rmem);
+
+  for (int stage = 0; tile < tile_count; stage ^= 1) {
+    const int following = next_tile(tile + 1);
+    load_tile(following, stage ^ 1);
+    cp_async_commit();
+    cp_async_wait<1>();
+    __syncthreads();
+
+    const bool of_tokens = !extras || tile < tokens.count;
+    const int number = of_tokens ? 0 : 1;
+    const Side& other = owner.others[number];
+    const int first = of_tokens ? tokens.first + tile * tile_steps
+                                : summaries.first + (tile - tokens.count) * tile_steps;
+    const RowsSeen seen =
+        of_tokens ? token_rows : RowsSeen(owner.windows[number], first_row, own.time, other.time);
+    if (first_row < own.time && !seen.none(first, first + tile_steps)) {
+      const int offset = stage * Smem::tile_bytes, place = stage * tile_steps;
+      const Tile<columns> x_smem{base + Smem::other_x + offset};
+      const Tile<columns> value_smem{base + Smem::other_value + offset};
+      const Tile<columns> grad_out_smem{base + Smem::other_grad_out + offset};
+
+      float scores_rmem[tile_steps / 8][4];  // (16, steps) = x (16, columns) x^T (columns, steps)
+      multiply_transposed<Element, tile_steps>(
+          scores_rmem, x_smem,
+          [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_x_smem, warp_row, step); });
+      float factor = problem.scale;
+      if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
+        hide<tile_steps>(scores_rmem, factor, bias_smem + place, seen, first,
+                         hides_by_position(owner.windows[number], own.time));
+        if (timed) {
+          subtract_gaps<tile_steps>(scores_rmem, own_times, times_smem + place, decay,
+                                    problem.extras.max_gap);
+        }
+        factor = 1.0f;
+      }
+
+      float grad_scores_rmem[tile_steps / 8][4];
+      set_zero(grad_scores_rmem);
+      if constexpr (as_query) {
+        float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = dO (16, columns) v^T
+        multiply_transposed<Element, tile_steps>(
+            grad_weights_rmem, value_smem, [&](int step, uint32_t (&a)[4]) {
+              load_fragment(a, own_grad_out_smem, warp_row, step);
+            });
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+          bool keep[4] = {true, true, true, true};
+          if (extras && dropout.active()) {
+            dropout.draw_queries(keep, first_row, first + n * 8,
+                                 of_tokens ? own.stream : own.stream + 1);
+          }
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, -own_lse[e / 2]));
+            float grad_weight = grad_weights_rmem[n][e];
+            if (extras && dropout.active()) {
+              grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
+            }
+            grad_scores_rmem[n][e] += weight * (grad_weight - own_correction[e / 2]);
+          }
+        }
+      }
+      if constexpr (as_key) {
+        float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = v (16, columns) dO^T
+        multiply_transposed<Element, tile_steps>(
+            grad_weights_rmem, grad_out_smem,
+            [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_value_smem, warp_row, step); });
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+          bool keep[4] = {true, true, true, true};
+          if (extras && dropout.active()) {
+            dropout.draw_keys(keep, first_row, first + n * 8, other.stream);
+          }
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int column = place + n * 8 + lane % 4 * 2 + e % 2;
+            const float weight =
+                exp2_fast(fmaf(scores_rmem[n][e], factor, own_bias[e / 2] - lse_smem[column]));
+            float grad_weight = grad_weights_rmem[n][e], kept_weight = weight;
+            if (extras && dropout.active()) {
+              grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
+              kept_weight = keep[e] ? weight * problem.extras.keep_scale : 0.0f;
+            }
+            grad_scores_rmem[n][e] += weight * (grad_weight - correction_smem[column]);
+            scores_rmem[n][e] = kept_weight;
+          }
+        }
+        // grad_value (16, gradients) += weights (16, steps) dO (steps, gradients)
+        accumulate<Element, tile_steps, gradients>(grad_value_rmem, scores_rmem, grad_out_smem,
+                                                   first_column);
+      }
+      // grad_x (16, gradients) += dS (16, steps) x (steps, gradients)
+      accumulate<Element, tile_steps, gradients>(grad_x_rmem, grad_scores_rmem, x_smem,
+                                                 first_column);
+      if (wants_decay) {
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float time = times_smem[place + n * 8 + lane % 4 * 2 + e % 2];
+            grad_decay -= grad_scores_rmem[n][e] * fabsf(own_times[e / 2] - time);
+          }
+        }
+      }
+    }
+    __syncthreads();
+    tile = following;
+  }
+  cp_async_wait<0>();
+  __syncthreads();
+
+  if (wants_decay) {
+    float* sums_smem = reinterpret_cast<float*>(smem + Smem::sums);
+    grad_decay = warp_total(grad_decay);
+    if (lane == 0) sums_smem[warp] = grad_decay;
+    __syncthreads();
+    if (threadIdx.x == 0 && first_column == 0) {
+      float sum = 0.0f;
+      for (int n = 0; n < config.warps; ++n) sum += sums_smem[n];
+      owner.grad_decay[static_cast<int64_t>(batch_head) * problem.decay_blocks +
+                       owner.first_decay_block + own_tile] = sum;
+    }
+  }
+  if (first_row >= own.time) return;
+  const auto store = [&](const Rows& target, const auto& gradient_rmem, float scale) {
+    store_warp_rows<Element, gradients>(
+        own_x_smem, warp_row, target, batch, head, first_row, own.time, first_column,
+        [&](int n, int e) {
+          return own_bias[e / 2] > -infinity ? gradient_rmem[n][e] * scale : 0.0f;
+        });
+  };
+  store(owner.grad_x, grad_x_rmem, problem.grad_scale);
+  if constexpr (as_key) store(owner.grad_value, grad_value_rmem, 1.0f);
+}
+
+}  // namespace mmer::cuda

@@ -1,0 +1,128 @@
+// What is computed before and after the attention kernels: one pass over what they read or wrote.
+// Compiled once for each element type, MMER_ELEMENT.
+
+#include "config.h"
+#include "kernel_names.h"
+#include "tile.h"
+#include "visible.h"
+
+namespace mmer::cuda {
+
+namespace {
+
+// A warp for each item; the lanes that have none to do are those of the last warps.
+MMER_DEVICE int64_t warp_number() {
+  return (static_cast<int64_t>(blockIdx.x) * small_kernel_threads + threadIdx.x) / 32;
+}
+
+MMER_DEVICE float read(const HeadSteps& values, int batch, int head, int step) {
+  return values
+      .data[batch * values.batch_stride + head * values.head_stride + step * values.time_stride];
+}
+
+template <class Element>
+MMER_DEVICE void row_state(const RowStateProblem& problem) {
+  const int lane = threadIdx.x % 32;
+  const int steps = problem.sides[0].time + problem.sides[1].time;
+  const int64_t item = warp_number();
+  const int batch_head = static_cast<int>(item / steps);
+  int step = static_cast<int>(item % steps);
+  if (batch_head >= problem.batch * problem.heads) return;
+  const bool second = step >= problem.sides[0].time;
+  const RowStateProblem::Side& side = problem.sides[second];
+  if (second) step -= problem.sides[0].time;
+  const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
+
+  const float lse = read(side.lse, batch, head, step);
+  const bool sees_a_key = lse > -infinity;
+  const uint16_t* out_gmem = head_rows(side.out, batch, head) + step * side.out.time_stride;
+  const uint16_t* grad_gmem =
+      head_rows(side.grad_out, batch, head) + step * side.grad_out.time_stride;
+  float correction = 0.0f;
+  for (int column = lane; column < side.out.dim; column += 32) {
+    correction =
+        fmaf(Element::unpack(out_gmem[column]), Element::unpack(grad_gmem[column]), correction);
+  }
+  correction = warp_total(correction);
+  if (side.grad_lse.data) correction -= read(side.grad_lse, batch, head, step);
+  if (lane == 0) {
+    // The gradient that arrives at a query without keys is dropped, NaN included.
+    float2* state_gmem = reinterpret_cast<float2*>(side.state);
+    state_gmem[static_cast<int64_t>(batch_head) * side.time + step] =
+        sees_a_key ? make_float2(lse * log2_e, correction) : make_float2(infinity, 0.0f);
+  }
+}
+
+MMER_DEVICE void chunk_counts(const ChunkCountProblem& problem) {
+  const int64_t item = warp_number();
+  const int batch = static_cast<int>(item / problem.chunks);
+  const int chunk = static_cast<int>(item % problem.chunks);
+  if (batch >= problem.batch) return;
+  const Visibility visible(problem.mask, batch, problem.time);
+  const int first = chunk * problem.chunk_size;
+  const int end = min(first + problem.chunk_size, problem.time);
+  int count = 0;
+  for (int step = first + static_cast<int>(threadIdx.x % 32); step < end; step += 32) {
+    count += visible(step);
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) count += shuffle_xor(count, lanes);
+  if (threadIdx.x % 32 == 0) {
+    problem.log_counts[item] = count > 0 ? log2f(static_cast<float>(count)) : -infinity;
+  }
+}
+
+template <class Element>
+MMER_DEVICE void batch_sum(const BatchSumProblem& problem) {
+  const int64_t place = static_cast<int64_t>(blockIdx.x) * small_kernel_threads + threadIdx.x;
+  if (place >= problem.count) return;
+  float sum = 0.0f;
+  for (int batch = 0; batch < problem.batch; ++batch) {
+    sum += problem.parts[batch * problem.count + place];
+  }
+  static_cast<uint16_t*>(problem.sum)[place] = static_cast<uint16_t>(Element::pack(sum, 0.0f));
+}
+
+// A warp for each head.
+MMER_DEVICE void decay_sum(const DecaySumProblem& problem) {
+  const int64_t head = warp_number();
+  if (head >= problem.heads) return;
+  const int64_t count = static_cast<int64_t>(problem.batch) * problem.blocks;
+  float sum = 0.0f;
+  for (int64_t n = threadIdx.x % 32; n < count; n += 32) {
+    const int64_t batch = n / problem.blocks, block = n % problem.blocks;
+    sum += problem.parts[(batch * problem.heads + head) * problem.blocks + block];
+  }
+  sum = warp_total(sum);
+  if (threadIdx.x % 32 == 0) problem.sum[head] = sum;
+}
+
+}  // namespace
+
+#define MMER_SMALL(name, problem_type, call)                                                \
+  extern "C" __global__ void __launch_bounds__(small_kernel_threads)                        \
+      MMER_EXPAND_SMALL(name, MMER_ELEMENT)(const __grid_constant__ problem_type problem) { \
+    call(problem);                                                                          \
+  }
+#define MMER_JOIN_SMALL(name, element) mmer_##name##_##element
+#define MMER_EXPAND_SMALL(name, element) MMER_JOIN_SMALL(name, element)
+MMER_SMALL(row_state, RowStateProblem, row_state<MMER_ELEMENT>)
+MMER_SMALL(chunk_counts, ChunkCountProblem, chunk_counts)
+MMER_SMALL(batch_sum, BatchSumProblem, batch_sum<MMER_ELEMENT>)
+MMER_SMALL(decay_sum, DecaySumProblem, decay_sum)
+
+const void* MMER_FINDER(small_kernels)(const KernelId& kernel) {
+#define MMER_FIND(name)  \
+  case KernelRole::name: \
+    return reinterpret_cast<const void*>(&MMER_EXPAND_SMALL(name, MMER_ELEMENT));
+  switch (kernel.role) {
+    MMER_FIND(row_state)
+    MMER_FIND(chunk_counts)
+    MMER_FIND(batch_sum)
+    MMER_FIND(decay_sum)
+    default:
+      return nullptr;
+  }
+#undef MMER_FIND
+}
+
+}  // namespace mmer::cuda

@@ -1,0 +1,136 @@
+"""Bugs put into the CUDA kernels on purpose: the tests of this folder must notice each of them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmer.kernels import chunked_attention
+from tests.kernels.cases import make_pair
+from tests.kernels.cuda.emulation import SOURCES, emulated_backend
+from tests.kernels.test_cross_attention import check_error_rule
+from tests.ptx.compilers import has_nvcc
+from tests.ptx.findings import KernelFault
+
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Text of a source, what it is replaced by, and the rule that this breaks.
+
+    Attributes:
+        check: name of a finding of the emulator; None: the results are wrong.
+        last: replace the last occurrence instead of the first.
+    """
+
+    source: str
+    old: str
+    new: str
+    check: str | None
+    last: bool = False
+
+    def apply(self, folder: Path) -> None:
+        path = folder / "cuda" / self.source
+        text = path.read_text()
+        assert self.old in text, f"{self.source} no longer holds {self.old!r}"
+        head, tail = text.rsplit(self.old, 1) if self.last else text.split(self.old, 1)
+        path.write_text(head + self.new + tail)
+
+
+WAIT_AND_BARRIER = "cp_async_wait<1>();\n    __syncthreads();"
+END_OF_TILE = "    __syncthreads();\n    tile = following;"
+FORWARD = {
+    "barrier after the wait": Mutation(
+        "directed_forward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race"
+    ),
+    "barrier before the next load": Mutation(
+        "directed_forward.h", END_OF_TILE, "    tile = following;", "race"
+    ),
+    "shorter wait": Mutation(
+        "directed_forward.h", "cp_async_wait<1>();", "cp_async_wait<2>();", "copy in flight"
+    ),
+    "end of the keys": Mutation("directed_forward.h", "is_seen ? bias : -infinity", "bias", None),
+    "bias of the keys": Mutation(
+        "visible.h", "bias_smem[n * 8 + lane % 4 * 2 + e % 2]);", "0.0f);", None
+    ),
+    "rows past the end are loaded": Mutation(
+        "tile.h",
+        "visible(first + row) ? count * 2 : 0",
+        "count * 2",
+        "out of bounds global",
+    ),
+    "rows past the end are stored": Mutation(
+        "tile.h",
+        "if (first + row >= time || column >= target.dim) continue;",
+        "if (column >= target.dim) continue;",
+        "out of bounds global",
+    ),
+    "rescaling of the sums": Mutation("directed_forward.h", "row_sum[half] *= shrink;", "", None),
+}
+SHARED = {
+    "barrier before the transposed product": Mutation(
+        "shared_forward.h",
+        "      __syncthreads();\n\n      const int tile_column",
+        "      const int tile_column",
+        "race",
+    ),
+    "hidden rows": Mutation(
+        "shared_forward.h", "row_visible(row) ? 0.0f : hidden_row", "0.0f", None
+    ),
+}
+BACKWARD = {
+    "barrier after the wait": Mutation(
+        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race"
+    ),
+    "correction of the keys' gradient": Mutation(
+        "owner_backward.h", "(grad_weight - correction_smem[column])", "grad_weight", None
+    ),
+}
+
+
+def run_mutated(mutation: Mutation, folder: Path, operator: str, *, multiprocessors: int) -> None:
+    shutil.copytree(SOURCES.parent, folder / "csrc")
+    mutation.apply(folder / "csrc")
+    case = make_pair(
+        operator, dtype=torch.bfloat16, batch=2, heads=1, time_a=70, time_b=150, masks=True
+    )
+    expected = KernelFault if mutation.check else AssertionError
+    machine = {"sources": folder / "csrc" / "cuda", "multiprocessors": multiprocessors}
+    with emulated_backend(**machine), pytest.raises(expected) as failure:
+        check_error_rule(case, "cuda")
+    if mutation.check is None:
+        assert not isinstance(failure.value, KernelFault), failure.value
+    else:
+        assert mutation.check in {finding.check for finding in failure.value.findings}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_mutated_forward(name: str, tmp_path: Path) -> None:
+    run_mutated(FORWARD[name], tmp_path, "bidirectional_cross_attention", multiprocessors=100)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_mutated_shared_forward(name: str, tmp_path: Path) -> None:
+    run_mutated(SHARED[name], tmp_path, "shared_cross_attention", multiprocessors=1)
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_mutated_backward(name: str, tmp_path: Path) -> None:
+    run_mutated(BACKWARD[name], tmp_path, "shared_cross_attention", multiprocessors=1)
+
+
+def test_mutated_window(tmp_path: Path) -> None:
+    shutil.copytree(SOURCES.parent, tmp_path / "csrc")
+    mutation = Mutation("visible.h", "seen.end = min(seen.end, step + 1)", "", None)
+    mutation.apply(tmp_path / "csrc")
+    inputs = [torch.randn(1, 1, 60, 8, dtype=torch.float16) for _ in range(3)]
+    options = {"chunk_size": 16, "causal": True}
+    expected = chunked_attention(*inputs, **options, backend="reference")
+    with emulated_backend(sources=tmp_path / "csrc" / "cuda"):
+        ours = chunked_attention(*inputs, **options, backend="cuda")
+    assert not torch.allclose(ours.float(), expected.float(), atol=1e-2)

@@ -1,0 +1,98 @@
+"""Shared cross-attention with S computed once: its guard, its exact pass, and when it is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.error_rule import assert_within_error_rule
+from tests.kernels.cases import PairCase, make_pair
+from tests.kernels.cuda.emulation import Machine, emulated_backend
+from tests.ptx.compilers import has_nvcc
+
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
+elements = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+
+
+def run_forward(case: PairCase, *, slack: float = 1.0, **machine: int) -> Machine:
+    """Hold a forward pass to the error rule; the log-sum-exps must be near the oracle's."""
+    with emulated_backend(**machine) as emulated:
+        ours = case.run(backend="cuda", return_lse=True)
+    oracle = case.to(torch.float64).naive()
+    assert_within_error_rule(ours[:2], case.naive()[:2], oracle[:2], factor=2.0 * slack)
+    for x, y in zip(ours[2:], oracle[2:], strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=2e-3)
+    return emulated
+
+
+def products_of(machine: Machine) -> int:
+    (launch,) = machine.launches
+    assert "shared_forward" in launch.plan.kernel
+    return launch.counters.mma_flops
+
+
+@elements
+@pytest.mark.parametrize(
+    ("lengths", "head_dim"),
+    [
+        ((50, 97), 16),
+        ((100, 70), 64),
+        ((140, 170), 16),
+        pytest.param((1, 300), 32, marks=pytest.mark.slow),
+        pytest.param((300, 300), 64, marks=pytest.mark.slow),
+        pytest.param((300, 17), 40, marks=pytest.mark.slow),
+        pytest.param((128, 130), 128, marks=pytest.mark.slow),
+    ],
+)
+def test_lengths(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) -> None:
+    case = make_pair(
+        "shared_cross_attention",
+        dtype=dtype,
+        heads=1,
+        time_a=lengths[0],
+        time_b=lengths[1],
+        head_dim=head_dim,
+        masks=True,
+    )
+    products_of(run_forward(case))
+
+
+def spread(case: PairCase) -> None:
+    case.tensors[0].mul_(40.0)
+
+
+def one_row_far_out(case: PairCase) -> None:
+    case.tensors[0][:, :, 3] *= 400.0
+
+
+def one_column_far_out(case: PairCase) -> None:
+    case.tensors[1][:, :, 5] *= -400.0
+
+
+@elements
+@pytest.mark.parametrize("change", [spread, one_row_far_out, one_column_far_out])
+def test_scores_beyond_the_guard_are_exact(
+    dtype: torch.dtype, change: Callable[[PairCase], None]
+) -> None:
+    case = make_pair(
+        "shared_cross_attention",
+        dtype=dtype,
+        time_a=40,
+        time_b=70,
+        head_dim=16,
+        masks=change is spread,
+    )
+    calm = products_of(run_forward(case))
+    with torch.no_grad():
+        change(case)
+    # Which of two roundings of a score of 1e2 comes closer is a matter of luck.
+    assert products_of(run_forward(case, slack=10.0)) > calm
+
+
+def test_few_heads_are_tiled_in_both_directions() -> None:
+    case = make_pair("shared_cross_attention", dtype=torch.bfloat16, time_a=20, time_b=30)
+    for machine in ({"multiprocessors": 108}, {"shared_bytes": 1024}):
+        (launch,) = run_forward(case, **machine).launches
+        assert "directed_forward" in launch.plan.kernel

@@ -1,0 +1,78 @@
+"""What nvcc says of the CUDA kernels: registers, spills, and what is in the code. Static."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.cuda.emulation import SOURCES
+from tests.ptx.compilers import has_nvcc
+
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
+
+# Threads of a block, by the kernel's suffix; 128 for all others.
+THREADS = {"rows128": 256, "rows320": 320}
+# What a thread may keep in local memory for want of registers: nothing on 8.0. Later compilers'
+# allocation leaves a few values of the forward kernels over.
+SPILLED_BYTES = {"sm_80": 0, "sm_90a": 16, "sm_100a": 48, "sm_120a": 48}
+KERNEL = re.compile(
+    r"Compiling entry function '(\w+)'.*?\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads\n.*?Used (\d+) registers",
+    re.DOTALL,
+)
+
+
+def compile_source(name: str, columns: int, element: str, arch: str, folder: Path) -> str:
+    command = ["nvcc", "-cubin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
+    command += [f"-arch={arch}", f"-DMMER_ELEMENT={element}", f"-DMMER_ONLY_COLUMNS={columns}"]
+    output = folder / f"{name}_{columns}_{element}_{arch}.cubin"
+    done = subprocess.run(
+        [*command, "-o", str(output), str(SOURCES / f"{name}.cu")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stderr
+
+
+def check_resources(report: str, arch: str) -> int:
+    kernels = KERNEL.findall(report)
+    for name, stack, stores, _, registers in kernels:
+        spilled = max(int(stack), int(stores))
+        assert spilled <= SPILLED_BYTES[arch], f"{name} spills {spilled} bytes on {arch}"
+        threads = THREADS.get(name.rpartition("_")[2], 128)
+        # A block at least: the launch fails where its registers do not fit.
+        assert int(registers) * threads <= 65536, name
+    return len(kernels)
+
+
+QUICK = [("directed_forward", 64, 2), ("shared_forward", 64, 3), ("owner_backward", 64, 6)]
+CLASSES = (16, 32, 64, 128, 256)
+ALL = [
+    *(("directed_forward", columns, 2) for columns in CLASSES),
+    *(("owner_backward", columns, 6) for columns in CLASSES),
+    *(("shared_forward", columns, 1 if columns == 128 else 3) for columns in CLASSES[:4]),
+]
+
+
+def check_all(kernels: list[tuple[str, int, int]], element: str, arch: str, folder: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        reports = pool.map(lambda x: compile_source(x[0], x[1], element, arch, folder), kernels)
+    for (name, columns, count), report in zip(kernels, reports, strict=True):
+        assert check_resources(report, arch) == count, f"{name} {columns}: {report}"
+
+
+def test_registers_suffice(tmp_path: Path) -> None:
+    check_all(QUICK, "bfloat16", "sm_80", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("element", ["float16", "bfloat16"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a", "sm_120a"])
+def test_registers_suffice_on_any_architecture(element: str, arch: str, tmp_path: Path) -> None:
+    check_all(ALL, element, arch, tmp_path)
