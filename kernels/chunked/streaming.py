@@ -444,9 +444,9 @@ def chunked_attention_step(
     the whole recording (with the state's summaries: on ``chunk_summaries`` of it) within rounding:
     a kernel may take the keys of a whole recording in other tiles. With the CPU kernels for AVX2
     and later they do not depend, to the last bit, on how the stream is cut into pieces, as long as
-    ``scale`` times the product of the longest query's and the longest key's length is below 41
-    throughout. An output is final when the keys it may see are complete: at once if causal, else at the end of its chunk
-    and of the chunks of its lookahead. No gradient flows through a state.
+    ``scale`` times the product of the longest query's and the longest key's length stays below 41.
+    An output is final when the keys it may see are complete: at once if causal, else at the end of
+    its chunk and of the chunks of its lookahead. No gradient flows through a state.
 
     Args:
         q: queries, (streams, heads, time, head_dim); the piece may have any length, 0 included.
