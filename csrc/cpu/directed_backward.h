@@ -199,8 +199,10 @@ class DirectedBackward {
     const Source queries = source_of(problem_.query, dim, work_.row_bias, rows);
     work_.queries.pack(queries, rows);
     work_.query_rows.pack(queries, rows);
-    read_query_gradients({problem_.out, problem_.lse, problem_.grad_out, problem_.grad_lse}, task_,
-                         rows, value_dim, work_.rows);
+    read_lse(problem_.lse, task_, rows, work_.rows.lse);
+    read_query_gradients({problem_.out, problem_.grad_out, problem_.grad_lse}, task_, rows, value_dim,
+                         work_.rows);
+    fill(work_.rows.norm, count, 1.0f);
     const Source grad_outs = Source::of(work_.rows.grad_out, row_stride(value_dim), value_dim);
     work_.grad_outs.pack(grad_outs, {0, count});
     work_.grad_out_rows.pack(grad_outs, {0, count});

@@ -129,12 +129,11 @@ class DirectedForward {
                   interval_,
                   [&](Range keys) { attend_tile<exponentials_used>(n, keys, reference); });
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const float sum = sum_lanes(load(work_.row_sums + i * lanes));
-      if (one && work_.row_bias[i] != -infinity && !is_safe(sum)) return false;
-      write_output(problem_.out, problem_.lse, task_, rows_.begin + i,
-                   work_.accumulator + i * stride, value_dim, work_.row_largest[i], sum);
-    }
+    float sums[row_block];
+    add_lanes(work_.row_sums, count, sums);
+    if (one && !are_safe(sums, work_.row_bias, count)) return false;
+    write_outputs(problem_.out, problem_.lse, task_, rows_,
+                  {{work_.accumulator, stride}, value_dim, work_.row_largest, sums});
     return true;
   }
 
@@ -188,7 +187,7 @@ class DirectedForward {
         work_.weights.pack(tile, rows, count, weigh);
       }
     } else {
-      Arithmetic::multiply_into(rows, options_.head_dim, count, work_.queries.factor(),
+      Arithmetic::template multiply_into<Result::overwritten>(rows, options_.head_dim, count, work_.queries.factor(),
                                 work_.segments[n].keys.factor(keys.begin - windows_[n].begin), tile,
                                 weigh, work_.weights);
     }

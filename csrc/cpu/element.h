@@ -50,6 +50,22 @@ inline uint16_t to_float16(float x) {
   return static_cast<uint16_t>(half | sign >> 16);
 }
 
+// rounded (lanes) = x as float16 or bfloat16
+inline void round_vector(Vector x, ElementType type, uint16_t (&rounded)[lanes]) {
+#if defined(__AVX512BF16__)
+  if (type == ElementType::bfloat16) {
+    const __m256bh narrow = _mm512_cvtneps_pbh(x);
+    std::memcpy(rounded, &narrow, sizeof narrow);
+    return;
+  }
+#endif
+  if (type == ElementType::bfloat16) {
+    for (int lane = 0; lane < lanes; ++lane) rounded[lane] = to_bfloat16(x[lane]);
+  } else {
+    for (int lane = 0; lane < lanes; ++lane) rounded[lane] = to_float16(x[lane]);
+  }
+}
+
 inline int64_t element_offset(const TensorView& tensor, int64_t batch, int64_t head, int64_t time) {
   return batch * tensor.strides[0] + head * tensor.strides[1] + time * tensor.strides[2];
 }
@@ -65,16 +81,15 @@ inline void convert_row(const Element* from, int64_t stride, int64_t count, floa
   }
 }
 
-// row (count) of the tensor, as float32.
+// row (count) of the tensor, as float32; room for whole vectors is filled up with zeros.
 inline void read_row(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
                      int64_t count, float* row) {
   const int64_t offset = element_offset(tensor, batch, head, time), stride = tensor.strides[3];
+  if (count % lanes != 0) store(row + count / lanes * lanes, Vector{});
   if (tensor.type == ElementType::float32) {
     const float* from = static_cast<const float*>(tensor.data) + offset;
     if (stride == 1) {
-      int64_t n = 0;
-      for (; n + lanes <= count; n += lanes) store(row + n, load(from + n));
-      if (n < count) store_first(row + n, load_first(from + n, count - n), count - n);
+      for (int64_t n = 0; n < count; n += lanes) store(row + n, load_part(from, n, count));
     } else {
       convert_row(from, stride, count, row, [](float x) { return x; });
     }
@@ -88,38 +103,43 @@ inline void read_row(const TensorView& tensor, int64_t batch, int64_t head, int6
   }
 }
 
-// The row of the tensor = factor * row (count); the tensor's last dimension is contiguous.
-inline void write_row(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
-                      int64_t count, const float* row, float factor) {
+// The row (count) of the tensor = the vectors that begin at its elements k; its last dimension is
+// contiguous.
+template <class VectorAt>
+inline void write_vectors(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
+                          int64_t count, const VectorAt& vector_at) {
   const int64_t offset = element_offset(tensor, batch, head, time);
   if (tensor.type == ElementType::float32) {
     float* to = static_cast<float*>(tensor.data) + offset;
-    int64_t n = 0;
-    for (; n + lanes <= count; n += lanes) store(to + n, factor * load(row + n));
-    if (n < count) store_first(to + n, factor * load_first(row + n, count - n), count - n);
+    int64_t k = 0;
+    for (; k + lanes <= count; k += lanes) store(to + k, vector_at(k));
+    if (k < count) store_first(to + k, vector_at(k), count - k);
     return;
   }
   uint16_t* to = static_cast<uint16_t*>(tensor.data) + offset;
-  if (tensor.type == ElementType::bfloat16) {
-#if defined(__AVX512BF16__)
-    const int64_t whole = count / lanes * lanes;
-    for (int64_t n = 0; n < whole; n += lanes) {
-      const __m256bh rounded = _mm512_cvtneps_pbh(factor * load(row + n));
-      std::memcpy(to + n, &rounded, sizeof rounded);
-    }
-    to += whole;
-    row += whole;
-    count -= whole;
-#endif
-    for (int64_t n = 0; n < count; ++n) to[n] = to_bfloat16(factor * row[n]);
-  } else {
-    for (int64_t n = 0; n < count; ++n) to[n] = to_float16(factor * row[n]);
+  for (int64_t k = 0; k < count; k += lanes) {
+    uint16_t rounded[lanes];
+    round_vector(vector_at(k), tensor.type, rounded);
+    std::memcpy(to + k, rounded, 2 * smaller(lanes, count - k));
   }
 }
 
-inline void write_scalar(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
-                         float x) {
-  static_cast<float*>(tensor.data)[element_offset(tensor, batch, head, time)] = x;
+// The row of the tensor = factor * row (count), which has room for whole vectors.
+inline void write_row(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
+                      int64_t count, const float* row, float factor) {
+  write_vectors(tensor, batch, head, time, count,
+                [&](int64_t k) { return factor * load(row + k); });
+}
+
+// The first `count` scalars from the step `time` on.
+inline void write_scalars(const TensorView& tensor, int64_t batch, int64_t head, int64_t time,
+                          int64_t count, Vector x) {
+  float* to = static_cast<float*>(tensor.data) + element_offset(tensor, batch, head, time);
+  if (tensor.strides[2] == 1) {
+    store_first(to, x, count);
+  } else {
+    for (int64_t n = 0; n < count; ++n) to[n * tensor.strides[2]] = x[n];
+  }
 }
 
 inline float read_scalar(const TensorView& tensor, int64_t batch, int64_t head, int64_t time) {

@@ -36,12 +36,17 @@ inline int64_t task_grain(int64_t work) {
   return std::max<int64_t>(1, work_a_thread / std::max<int64_t>(work, 1));
 }
 
-// The longer side has the rows: what is kept for the columns then stays in the cache.
+// The longer side has the rows: what is kept for the columns then stays in the cache. Where the
+// shorter one is a single block it has the rows: the columns are met once then, and vectors of them
+// are filled better; if only they are not so many that they are work for several threads.
 inline SharedProblem arrange(const Options& options, const Side& a, const Side& b) {
+  constexpr int64_t single_block = 64, columns_of_one_thread = 1024;
+  const Side &longer = a.time >= b.time ? a : b, &shorter = a.time >= b.time ? b : a;
+  const bool turned = shorter.time <= single_block && longer.time <= columns_of_one_thread;
   SharedProblem problem;
   problem.options = options;
-  problem.rows = a.time >= b.time ? a : b;
-  problem.columns = a.time >= b.time ? b : a;
+  problem.rows = turned ? shorter : longer;
+  problem.columns = turned ? longer : shorter;
   problem.options.groups = group_count(options, problem.rows.time);
   return problem;
 }

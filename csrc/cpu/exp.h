@@ -1,4 +1,4 @@
-// e^x for vectors, to one unit in the last place, and division by a scalar.
+// e^x and log(x) for vectors, to one unit in the last place, and division by a scalar.
 
 #pragma once
 
@@ -39,6 +39,32 @@ __attribute__((always_inline)) inline Vector exp_vector(Vector x) {
 
 inline float exp_scalar(float x) {
   return exp_vector(broadcast(x))[0];
+}
+
+// log(x) of normal numbers: x = 2^n (1 + f) with 1 + f between the square roots of 1/2 and 2, and
+// log(1 + f) by the polynomial of the Cephes library's logf. 0 becomes -infinity; infinity and NaN
+// stay what they are.
+__attribute__((always_inline)) inline Vector log_vector(Vector x) {
+  constexpr int32_t root_of_half = 0x3F3504F3;
+  const IntVector bits = reinterpret_cast<IntVector>(x) - root_of_half;
+  const IntVector exponent = bits >> 23;
+  const IntVector fraction_bits = (bits & 0x7FFFFF) + root_of_half;
+  const Vector f = reinterpret_cast<Vector>(fraction_bits) - 1.0f;
+  const Vector n = __builtin_convertvector(exponent, Vector);
+  Vector power = broadcast(7.0376836292e-2f);
+  power = power * f - 1.1514610310e-1f;
+  power = power * f + 1.1676998740e-1f;
+  power = power * f - 1.2420140846e-1f;
+  power = power * f + 1.4249322787e-1f;
+  power = power * f - 1.6668057665e-1f;
+  power = power * f + 2.0000714765e-1f;
+  power = power * f - 2.4999993993e-1f;
+  power = power * f + 3.3333331174e-1f;
+  // n log(2) in two parts, of which the first is exact.
+  const Vector low = power * f * f * f - n * 2.12194440e-4f - 0.5f * f * f;
+  const Vector logarithm = f + low + n * 0.693359375f;
+  const Vector ends = x == Vector{} ? broadcast(-infinity) : x;
+  return x > Vector{} && x < broadcast(infinity) ? logarithm : ends;
 }
 
 // x / divisor, correctly rounded, from the divisor's inverse (Markstein, 1990): a division of

@@ -13,32 +13,30 @@
 namespace mmer::cpu {
 namespace {
 
-// Products of rows (rows_at_once, dim), row by row. Each is rounded as the products of Float32 are:
-// a query that sees one key has dP - D = 0 exactly. Rows stand side by side because each is a chain
-// of dependent additions.
-constexpr int rows_at_once = 8;
-
-inline void dot_rows(const float* x, const float* y, int64_t stride, int64_t dim,
-                     float (&products)[rows_at_once]) {
-  if (dim > longest_sum) {
-    float rest[rows_at_once];
-    dot_rows(x, y, stride, dim / 2, products);
-    dot_rows(x + dim / 2, y + dim / 2, stride, dim - dim / 2, rest);
-    for (int i = 0; i < rows_at_once; ++i) products[i] += rest[i];
-    return;
+// x . y for up to `lanes` rows (count, dim). Each is rounded as the products of Float32 are: a query
+// that sees one key has dP - D = 0 exactly.
+inline Vector dot_rows(Rows x, Rows y, int64_t count, Range dims, int64_t dim) {
+  if (dims.end - dims.begin > longest_sum) {
+    const int64_t middle = dims.begin + (dims.end - dims.begin) / 2;
+    return dot_rows(x, y, count, {dims.begin, middle}, dim) +
+           dot_rows(x, y, count, {middle, dims.end}, dim);
   }
-  float sums[rows_at_once] = {};
-  for (int64_t k = 0; k < dim; ++k) {
-#pragma GCC unroll 8
-    for (int i = 0; i < rows_at_once; ++i) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-      sums[i] = __builtin_fmaf(x[i * stride + k], y[i * stride + k], sums[i]);
-#else
-      sums[i] += x[i * stride + k] * y[i * stride + k];
-#endif
-    }
+  Vector sums{};
+  for (int64_t k = dims.begin; k < dims.end; k += lanes) {
+    const auto add = [&](auto whole) {
+      Vector left[lanes], right[lanes];
+      load_square<whole>(x, count, k, dim, left);
+      transpose(left);
+      load_square<whole>(y, count, k, dim, right);
+      transpose(right);
+#pragma GCC unroll 16
+      for (int n = 0; n < lanes; ++n) {
+        if (whole || k + n < dims.end) sums += left[n] * right[n];
+      }
+    };
+    is_square(count, k, dims.end) ? add(std::true_type{}) : add(std::false_type{});
   }
-  for (int i = 0; i < rows_at_once; ++i) products[i] = sums[i];
+  return sums;
 }
 
 // Gradients that arrive at some queries, packed: grad_out (steps, dim), 0 for a query that saw no
@@ -48,7 +46,7 @@ struct QueryGradients {
   float *grad_out, *lse, *grad_lse, *correction, *norm;
 
   QueryGradients(Arena& arena, int64_t count, int64_t dim)
-      : grad_out(arena.take(round_up(count, rows_at_once) * row_stride(dim))),
+      : grad_out(arena.take(count * row_stride(dim))),
         lse(arena.take(round_up(count, column_block))),
         grad_lse(arena.take(round_up(count, column_block))),
         correction(arena.take(round_up(count, column_block))),
@@ -86,7 +84,7 @@ inline void sum_row_weights(Scores scores, int64_t rows, int64_t columns, const 
 }
 
 struct QueryTensors {
-  const TensorView &out, &lse, &grad_out, &grad_lse;
+  const TensorView &out, &grad_out, &grad_lse;
 };
 
 // lse (steps)
@@ -97,39 +95,46 @@ inline void read_lse(const TensorView& lse, const Task& task, Range steps, float
   }
 }
 
-// D of some queries, at most rows_at_once.
-inline void read_corrections(const QueryTensors& tensors, const Task& task, Range steps,
-                             int64_t dim, int64_t first, const QueryGradients& packed) {
-  const int64_t stride = row_stride(dim);
-  float out[rows_at_once * longest_row] = {}, products[rows_at_once];
-  for (int64_t step = steps.begin; step < steps.end; ++step) {
-    if (packed.lse[step - first] == infinity) continue;
-    read_row(tensors.out, task.batch, task.head, step, dim, out + (step - steps.begin) * stride);
-  }
-  dot_rows(packed.grad_out + (steps.begin - first) * stride, out, stride, dim, products);
-  for (int64_t step = steps.begin; step < steps.end; ++step) {
-    packed.correction[step - first] = products[step - steps.begin] - packed.grad_lse[step - first];
-  }
-}
+// Weights relative to a common reference m instead of the query's own log-sum-exp: what arrives
+// there is multiplied by e^(m - lse).
+struct Relative {
+  bool active = false;
+  float reference = 0.0f;
+};
 
+// Gradients of some queries, whose lse was read.
 inline void read_query_gradients(const QueryTensors& tensors, const Task& task, Range steps,
-                                 int64_t dim, const QueryGradients& packed) {
+                                 int64_t dim, const QueryGradients& packed,
+                                 const Relative& relative = {}) {
   const int64_t stride = row_stride(dim);
-  read_lse(tensors.lse, task, steps, packed.lse);
-  for (int64_t step = steps.begin; step < steps.end; ++step) {
-    const int64_t n = step - steps.begin;
-    float* grad_out = packed.grad_out + n * stride;
-    const bool sees_a_key = packed.lse[n] != infinity;
-    if (sees_a_key) read_row(tensors.grad_out, task.batch, task.head, step, dim, grad_out);
-    fill(grad_out + (sees_a_key ? dim : 0), stride - (sees_a_key ? dim : 0), 0.0f);
-    packed.grad_lse[n] = sees_a_key && tensors.grad_lse.data != nullptr
-                             ? read_scalar(tensors.grad_lse, task.batch, task.head, step)
-                             : 0.0f;
-    packed.norm[n] = 1.0f;
-  }
-  for (int64_t first = steps.begin; first < steps.end; first += rows_at_once) {
-    const Range rows{first, smaller(first + rows_at_once, steps.end)};
-    read_corrections(tensors, task, rows, dim, steps.begin, packed);
+  float copy[lanes * longest_row];
+  for (int64_t first = steps.begin; first < steps.end; first += lanes) {
+    const int64_t count = smaller(lanes, steps.end - first), place = first - steps.begin;
+    float* rows = packed.grad_out + place * stride;
+    float factors[lanes];
+    const Vector lse = load_first(packed.lse + place, count);
+    store(factors, relative.active ? exp_vector(relative.reference - lse) : broadcast(1.0f));
+    for (int64_t n = 0; n < count; ++n) {
+      float* row = rows + n * stride;
+      const bool sees_a_key = packed.lse[place + n] != infinity;
+      if (sees_a_key) {
+        read_row(tensors.grad_out, task.batch, task.head, first + n, dim, row);
+      } else {
+        fill(row, round_up(dim, lanes), 0.0f);
+      }
+      if (relative.active) {
+        for (int64_t k = 0; k < dim; k += lanes) store(row + k, factors[n] * load(row + k));
+      }
+      packed.grad_lse[place + n] =
+          sees_a_key && tensors.grad_lse.data != nullptr
+              ? factors[n] * read_scalar(tensors.grad_lse, task.batch, task.head, first + n)
+              : 0.0f;
+    }
+    const Rows out = Source{tensors.out, task.batch, task.head, dim, nullptr, first}
+                         .rows({first, first + count}, copy, 1);
+    const Vector products = dot_rows({rows, stride}, out, count, {0, dim}, dim);
+    const Vector grad_lse = load_first(packed.grad_lse + place, count);
+    store_first(packed.correction + place, products - grad_lse, count);
   }
 }
 

@@ -287,11 +287,11 @@ struct Bfloat16 {
     }
   }
 
-  template <class Finish>
+  template <Result result_is, class Finish>
   static void multiply_into(int64_t rows, int64_t inner, int64_t columns, LeftFactor left,
                             RightFactor right, Matrix tile, const Finish& finish,
                             Weights& weights) {
-    multiply<Result::overwritten>(rows, inner, columns, left, right, tile);
+    multiply<result_is>(rows, inner, columns, left, right, tile);
     weights.pack(tile, rows, columns, finish);
   }
 

@@ -46,6 +46,29 @@ struct Store {
   }
 };
 
+// The sums are added to what stands in the tile, before they are finished.
+template <class Finish>
+struct AddBefore {
+  Matrix tile;
+  const Finish& next;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&sums)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) {
+        sums[i][v] += load(tile.data + (row + i) * tile.stride + column + v * lanes);
+      }
+    }
+    next.finish(sums, row, column);
+  }
+};
+
 // sums (rows, vectors * lanes) = left (rows, inner) right (inner, vectors * lanes), in registers
 template <Left left_order, int rows, int vectors, class Finish>
 __attribute__((noinline)) void multiply_tile(int64_t inner, const float* __restrict left,
@@ -135,6 +158,17 @@ inline void finish_tile(Matrix tile, int64_t rows, int64_t columns, const Finish
   for (; row < rows; ++row) finish_rows<1>(tile, row, columns, finish);
 }
 
+// result = left right where it is the first of some products, else result += left right
+template <class Arithmetic, class LeftFactor, class RightFactor>
+inline void multiply_onto(bool is_first, int64_t rows, int64_t inner, int64_t columns,
+                          const LeftFactor& left, const RightFactor& right, Matrix result) {
+  if (is_first) {
+    Arithmetic::template multiply<Result::overwritten>(rows, inner, columns, left, right, result);
+  } else {
+    Arithmetic::template multiply<Result::added_to>(rows, inner, columns, left, right, result);
+  }
+}
+
 // Arithmetic on float32 factors, which are rows wherever the tensors lie as the products want them.
 struct Float32 {
   static constexpr int64_t row_unit = 1;
@@ -160,7 +194,7 @@ struct Float32 {
    public:
     LeftRows(Arena& arena, int64_t dim) : copy_(arena.take(row_block * row_stride(dim))) {}
 
-    void pack(const Source& source, Range steps) { rows_ = source.rows(steps, copy_); }
+    void pack(const Source& source, Range steps) { rows_ = source.rows(steps, copy_, 1); }
 
     LeftFactor<Left::row_major> factor() const { return {rows_.data, rows_.stride}; }
 
@@ -213,16 +247,25 @@ struct Float32 {
     // One vector of columns, one for each step.
     void pack_vector(const Source& source, Range steps, float* to) const {
       float copy[lanes * longest_row];
-      const Rows rows = source.rows(steps, copy);
+      const Rows rows = source.rows(steps, copy, 1);
+      const int64_t count = steps.end - steps.begin;
       for (int64_t k = 0; k < dim_; k += lanes) {
-        Vector tile[lanes] = {};
-        for (int64_t n = 0; n < steps.end - steps.begin; ++n) {
-          tile[n] = load(rows.data + n * rows.stride + k);
+        if (is_square(count, k, dim_)) {
+          pack_square<true>(rows, count, k, to);
+        } else {
+          pack_square<false>(rows, count, k, to);
         }
-        transpose(tile);
-        for (int64_t n = 0; n < smaller(lanes, dim_ - k); ++n) {
-          store(to + (k + n) * panel_width, tile[n]);
-        }
+      }
+    }
+
+    template <bool whole>
+    void pack_square(Rows rows, int64_t count, int64_t k, float* to) const {
+      Vector square[lanes];
+      load_square<whole>(rows, count, k, dim_, square);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int n = 0; n < lanes; ++n) {
+        if (whole || k + n < dim_) store(to + (k + n) * panel_width, square[n]);
       }
     }
 
@@ -267,18 +310,23 @@ struct Float32 {
     multiply_short(rows, inner, columns, left, right, Store<result_is>{result});
   }
 
-  // The product, and what `finish` makes of it as weights: in registers where it is one short sum.
-  template <class Finish>
+  // tile = or += left right, and what `finish` makes of that as weights: in registers where the
+  // product is one short sum.
+  template <Result result_is, class Finish>
   static void multiply_into(int64_t rows, int64_t inner, int64_t columns,
                             LeftFactor<Left::row_major> left, RightFactor right, Matrix tile,
                             const Finish& finish, Weights& weights) {
-    if (inner <= longest_sum) {
-      multiply_short(rows, inner, columns, left, right, finish);
-      weights.pack(tile, rows, columns);
-    } else {
-      multiply<Result::overwritten>(rows, inner, columns, left, right, tile);
+    if (inner > longest_sum) {
+      multiply<result_is>(rows, inner, columns, left, right, tile);
       weights.pack(tile, rows, columns, finish);
+      return;
     }
+    if constexpr (result_is == Result::added_to) {
+      multiply_short(rows, inner, columns, left, right, AddBefore<Finish>{tile, finish});
+    } else {
+      multiply_short(rows, inner, columns, left, right, finish);
+    }
+    weights.pack(tile, rows, columns);
   }
 
  private:

@@ -155,23 +155,49 @@ inline void exponentials_of_rows(Matrix scores, int64_t rows, int64_t columns,
   }
 }
 
-// row (dim) /= sum, in whole vectors
-inline void divide_row(float* row, int64_t dim, float sum) {
-  const float inverse = 1.0f / sum;
-  for (int64_t k = 0; k < dim; k += lanes) store(row + k, divide(load(row + k), sum, inverse));
+// totals (steps) of the sums (steps, lanes)
+inline void add_lanes(const float* sums, int64_t steps, float* totals) {
+  for (int64_t first = 0; first < steps; first += lanes) {
+    Vector parts[lanes] = {};
+    const int64_t count = smaller(lanes, steps - first);
+    for (int64_t n = 0; n < count; ++n) parts[n] = load(sums + (first + n) * lanes);
+    store_first(totals + first, sum_each(parts), count);
+  }
 }
 
+// Whether one exponential was enough for all steps that are real.
+inline bool are_safe(const float* sums, const float* bias, int64_t count) {
+  bool safe = true;
+  for (int64_t n = 0; n < count; ++n) safe &= bias[n] == -infinity || is_safe(sums[n]);
+  return safe;
+}
+
+// The softmax of some steps: weighted sums of values (steps, dim), and for each step the
+// sum of its weights relative to the exponential of `largest`.
+struct Sums {
+  Matrix accumulator;
+  int64_t dim;
+  const float *largest, *sums;
+};
+
 // out = accumulator / sum and lse = largest + log(sum); 0 and -infinity where nothing was seen.
-inline void write_output(const TensorView& out, const TensorView& lse, const Task& task,
-                         int64_t step, float* accumulator, int64_t dim, float largest, float sum) {
-  const bool sees_a_key = sum != 0.0f;
-  if (sees_a_key) {
-    divide_row(accumulator, dim, sum);
-  } else {
-    fill(accumulator, dim, 0.0f);
+inline void write_outputs(const TensorView& out, const TensorView& lse, const Task& task,
+                          Range steps, const Sums& softmax) {
+  for (int64_t first = steps.begin; first < steps.end; first += lanes) {
+    const int64_t place = first - steps.begin, count = smaller(lanes, steps.end - first);
+    const Vector sums = load_first(softmax.sums + place, count);
+    const Vector largest = load_first(softmax.largest + place, count);
+    const Vector log_sums = log_vector(sums);
+    write_scalars(lse, task.batch, task.head, first, count,
+                  sums == Vector{} ? broadcast(-infinity) : largest + log_sums);
+    for (int64_t n = 0; n < count; ++n) {
+      const float* row = softmax.accumulator.data + (place + n) * softmax.accumulator.stride;
+      const float sum = softmax.sums[place + n], inverse = 1.0f / sum;
+      write_vectors(out, task.batch, task.head, first + n, softmax.dim, [&](int64_t k) {
+        return sum == 0.0f ? Vector{} : divide(load(row + k), sum, inverse);
+      });
+    }
   }
-  write_row(out, task.batch, task.head, step, dim, accumulator, 1.0f);
-  write_scalar(lse, task.batch, task.head, step, sees_a_key ? largest + std::log(sum) : -infinity);
 }
 
 // product = left * right, elementwise

@@ -69,6 +69,68 @@ struct SharedBackwardWorkspace {
 // Log-sum-exps further apart get an exponential each.
 constexpr float largest_lse_spread = 55.0f;
 
+// exp(scale * product + row_bias + column_bias - reference), which also stays in the tile.
+struct WeighRelative {
+  Matrix tile;
+  float scale;
+  const float *row_bias, *column_bias;
+  float reference;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
+                                            int64_t column) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      const Vector bias = load(column_bias + column + v * lanes) - reference;
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        products[i][v] = exp_vector(scale * products[i][v] + (row_bias[row + i] + bias));
+      }
+    }
+    Store<Result::overwritten>{tile}.finish(products, row, column);
+  }
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    apply(products, row, column);
+  }
+};
+
+// weights (grad_weights - D_rows - D_columns), to the tile.
+struct Derive {
+  Matrix tile, weights;
+  const float *row_correction, *column_correction;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void apply(Vector (&grad_weights)[rows][vectors], int64_t row,
+                                            int64_t column) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t j = column + v * lanes;
+      const Vector correction = load(column_correction + j);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const Vector weight = load(weights.data + (row + i) * weights.stride + j);
+        grad_weights[i][v] = weight * (grad_weights[i][v] - (row_correction[row + i] + correction));
+      }
+    }
+  }
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&grad_weights)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    apply(grad_weights, row, column);
+    Store<Result::overwritten>{tile}.finish(grad_weights, row, column);
+  }
+};
+
 template <class Arithmetic>
 class SharedBackward {
  public:
@@ -77,7 +139,11 @@ class SharedBackward {
   using Session = typename Arithmetic::Session;
 
   SharedBackward(const SharedProblem& problem, Workspace& work)
-      : problem_(problem), options_(problem.options), work_(work) {}
+      : problem_(problem),
+        options_(problem.options),
+        work_(work),
+        scores_{work.scores, tile_stride},
+        grad_scores_{work.grad_scores, tile_stride} {}
 
   // The head's columns, which all of its groups read.
   void begin_head(const Task& task) {
@@ -88,7 +154,8 @@ class SharedBackward {
     read_columns();
     choose_reference();
     if (!exact_lse_ && !is_one_tile()) sum_weights();
-    if (one_exponential_) scale_by_lse(work_.columns, side.time, row_dim);
+    read_query_gradients({side.out, side.grad_out, side.grad_lse}, task_, all, row_dim,
+                         work_.columns, {one_exponential_, reference_});
     const Source values{side.value, task.batch, task.head, side.value_dim, work_.column_bias};
     const Source grad_outs = Source::of(work_.columns.grad_out, row_stride(row_dim), row_dim);
     work_.column_values.pack(values, all);
@@ -99,9 +166,10 @@ class SharedBackward {
   void run_group(const Task& task, const ColumnGradients& gradients) {
     task_ = task;
     gradients_ = &gradients;
-    gradients.clear(problem_);
     grad_decay_ = 0.0;
     const Range group = group_rows(problem_, task.group);
+    is_only_block_ = blocks_of(group, row_block) == 1;
+    if (!is_only_block_) gradients.clear(problem_, Parts::all(problem_));
     for (int64_t block = 0; block < blocks_of(group, row_block); ++block) {
       derive_block(block_of(group, row_block, Arithmetic::row_unit, block));
     }
@@ -126,8 +194,7 @@ class SharedBackward {
     const Source qk{side.qk, task_.batch, task_.head, options_.head_dim, work_.column_bias};
     work_.column_keys.pack(qk, all);
     work_.column_qk_rows.pack(qk, all);
-    read_query_gradients({side.out, side.lse, side.grad_out, side.grad_lse}, task_, all,
-                         problem_.rows.value_dim, work_.columns);
+    read_lse(side.lse, task_, all, work_.columns.lse);
   }
 
   bool is_one_tile() const {
@@ -153,15 +220,6 @@ class SharedBackward {
         largest - smallest < largest_lse_spread && exact_lse_ && !options_.dropout.active &&
         !(options_.timed && options_.max_gap < infinity) && real_columns_ > 1 && !is_one_tile();
     reference_ = one_exponential_ && smallest <= largest ? 0.5f * (smallest + largest) : 0.0f;
-  }
-
-  // grad_out and correction *= e^(m - lse)
-  void scale_by_lse(const QueryGradients& packed, int64_t count, int64_t dim) {
-    for (int64_t n = 0; n < count; ++n) {
-      const float factor = exp_scalar(reference_ - packed.lse[n]);
-      packed.correction[n] *= factor;
-      scale_row(packed.grad_out + n * row_stride(dim), dim, factor);
-    }
   }
 
   void pack_queries(Range rows) {
@@ -231,18 +289,29 @@ class SharedBackward {
     pack_queries(rows);
     work_.row_qk_rows.pack(row_source(side.qk, dim), rows);
     work_.row_values.pack(row_source(side.value, side.value_dim), rows);
-    read_query_gradients({side.out, side.lse, side.grad_out, side.grad_lse}, task_, rows,
-                         column_dim, work_.rows);
-    if (one_exponential_) scale_by_lse(work_.rows, count, column_dim);
+    std::memcpy(work_.rows.lse, work_.row_lse + rows.begin, count * sizeof(float));
+    read_query_gradients({side.out, side.grad_out, side.grad_lse}, task_, rows,
+                         column_dim, work_.rows, {one_exponential_, reference_});
     if (!exact_lse_ && !is_one_tile()) {
       std::memcpy(work_.rows.norm, work_.row_norm + rows.begin, count * sizeof(float));
+    } else {
+      fill(work_.rows.norm, count, 1.0f);
     }
     const Source grad_outs = Source::of(work_.rows.grad_out, row_stride(column_dim), column_dim);
     work_.row_grad_outs.pack(grad_outs, {0, count});
     work_.row_grad_out_rows.pack(grad_outs, {0, count});
-    fill(work_.grad_row_qk, count * row_stride(dim), 0.0f);
-    fill(work_.grad_row_value, count * row_stride(side.value_dim), 0.0f);
-    visit_tiles([&](Range columns) { derive_tile(columns); });
+    is_first_tile_ = true;
+    int64_t derived = 0;
+    visit_tiles([&](Range columns) {
+      if (is_only_block_) gradients_->clear(problem_, {derived, columns.begin});
+      derive_tile(columns);
+      derived = columns.end;
+    });
+    if (is_only_block_) gradients_->clear(problem_, {derived, problem_.columns.time});
+    if (is_first_tile_) {
+      fill(work_.grad_row_qk, count * row_stride(dim), 0.0f);
+      fill(work_.grad_row_value, count * row_stride(side.value_dim), 0.0f);
+    }
     for (int64_t i = 0; i < count; ++i) {
       write_row(side.grad_qk, task_.batch, task_.head, rows.begin + i, dim,
                 work_.grad_row_qk + i * row_stride(dim), options_.scale);
@@ -253,7 +322,7 @@ class SharedBackward {
 
   Scores score_tile(Range columns) {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
-    const Scores products{{work_.scores, tile_stride}, options_.scale};
+    const Scores products{scores_, options_.scale};
     // products (rows, columns) = queries (rows, dim) keys^T (dim, columns)
     Arithmetic::template multiply<Result::overwritten>(
         rows, options_.head_dim, width, work_.row_qk.factor(),
@@ -267,80 +336,89 @@ class SharedBackward {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
     const int64_t dim = options_.head_dim, first = columns.begin;
     const int64_t row_dim = problem_.rows.value_dim, column_dim = problem_.columns.value_dim;
-    const Matrix row_weights{work_.scores, tile_stride};
-    const Matrix grad_scores{work_.grad_scores, tile_stride};
-    const Matrix column_weights{work_.column_weights, tile_stride};
-
-    const Scores scores = score_tile(columns);
-    // grad_weights (rows, columns) = grad_out_rows (rows, column_dim) values^T (column_dim,
-    // columns)
-    Arithmetic::template multiply<Result::overwritten>(
-        rows, column_dim, width, work_.row_grad_outs.factor(), work_.column_values.factor(first),
-        grad_scores);
-    // grad_column_weights (rows, columns) = values (rows, row_dim) grad_out_columns^T (row_dim,
-    // columns)
-    const auto values = work_.row_values.factor();
-    const auto column_grad_outs = work_.column_grad_outs.factor(first);
     if (one_exponential_) {
-      Arithmetic::template multiply<Result::added_to>(rows, row_dim, width, values,
-                                                      column_grad_outs, grad_scores);
-      derive_both(scores, grad_scores, rows, columns);
+      derive_both(columns);
     } else {
-      const Matrix grad_column_weights{work_.grad_column_weights, tile_stride};
-      Arithmetic::template multiply<Result::overwritten>(rows, row_dim, width, values,
-                                                         column_grad_outs, grad_column_weights);
-      derive_apart(scores, column_weights, grad_scores, grad_column_weights, columns);
+      derive_apart(columns);
     }
     if (options_.grad_decay != nullptr) {
       grad_decay_ +=
-          derive_decay(grad_scores, rows, width, work_.row_times, work_.column_times + first);
+          derive_decay(grad_scores_, rows, width, work_.row_times, work_.column_times + first);
     }
-    work_.row_left.pack(row_weights, rows, width);
-    if (!one_exponential_) work_.column_left.pack(column_weights, rows, width);
-    work_.grad_left.pack(grad_scores, rows, width);
     const auto& column_left = one_exponential_ ? work_.row_left : work_.column_left;
 
     // grad_value_columns (columns, column_dim) += weights^T (columns, rows) grad_out (rows,
     // column_dim)
-    Arithmetic::template multiply<Result::added_to>(
-        width, rows, column_dim, work_.row_left.transposed(), work_.row_grad_out_rows.factor(0),
+    multiply_onto<Arithmetic>(
+        is_only_block_, width, rows, column_dim, work_.row_left.transposed(),
+        work_.row_grad_out_rows.factor(0),
         {gradients_->value + first * row_stride(column_dim), row_stride(column_dim)});
     // grad_value_rows (rows, row_dim) += weights (rows, columns) grad_out (columns, row_dim)
-    Arithmetic::template multiply<Result::added_to>(rows, width, row_dim, column_left.factor(),
-                                                    work_.column_grad_out_rows.factor(first),
-                                                    {work_.grad_row_value, row_stride(row_dim)});
+    multiply_onto<Arithmetic>(is_first_tile_, rows, width, row_dim, column_left.factor(),
+                              work_.column_grad_out_rows.factor(first),
+                              {work_.grad_row_value, row_stride(row_dim)});
     // grad_qk_rows (rows, dim) += grad_scores (rows, columns) keys (columns, dim)
-    Arithmetic::template multiply<Result::added_to>(rows, width, dim, work_.grad_left.factor(),
-                                                    work_.column_qk_rows.factor(first),
-                                                    {work_.grad_row_qk, row_stride(dim)});
+    multiply_onto<Arithmetic>(is_first_tile_, rows, width, dim, work_.grad_left.factor(),
+                              work_.column_qk_rows.factor(first),
+                              {work_.grad_row_qk, row_stride(dim)});
     // grad_qk_columns (columns, dim) += grad_scores^T (columns, rows) queries (rows, dim)
-    Arithmetic::template multiply<Result::added_to>(
-        width, rows, dim, work_.grad_left.transposed(), work_.row_qk_rows.factor(0),
-        {gradients_->qk + first * row_stride(dim), row_stride(dim)});
+    multiply_onto<Arithmetic>(is_only_block_, width, rows, dim, work_.grad_left.transposed(),
+                              work_.row_qk_rows.factor(0),
+                              {gradients_->qk + first * row_stride(dim), row_stride(dim)});
+    is_first_tile_ = false;
+  }
+
+  // grad_weights (rows, columns) = grad_out_rows (rows, column_dim) values^T (column_dim, columns)
+  void multiply_values(Range columns) {
+    Arithmetic::template multiply<Result::overwritten>(
+        rows_.end - rows_.begin, problem_.columns.value_dim, columns.end - columns.begin,
+        work_.row_grad_outs.factor(), work_.column_values.factor(columns.begin), grad_scores_);
   }
 
   // weights = exp(scores - m); grad_scores = weights (grad_weights - D_rows - D_columns)
-  void derive_both(Scores scores, Matrix grad_weights, int64_t rows, Range columns) {
-    const float* column_correction = work_.columns.correction + columns.begin;
-    const float* column_bias = work_.column_bias + columns.begin;
-    for (int64_t i = 0; i < rows; ++i) {
-      float* row = scores.tile.data + i * scores.tile.stride;
-      float* grad = grad_weights.data + i * grad_weights.stride;
-      const float bias = work_.row_bias[i] - reference_, correction = work_.rows.correction[i];
-      for (int64_t j = 0; j < columns.end - columns.begin; j += lanes) {
-        const Vector weight =
-            exp_vector(scores.scale * load(row + j) + (bias + load(column_bias + j)));
-        const Vector grad_weight = load(grad + j) - (correction + load(column_correction + j));
-        store(grad + j, weight * grad_weight);
-        store(row + j, weight);
-      }
+  void derive_both(Range columns) {
+    const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    const int64_t first = columns.begin;
+    WeighRelative weigh{scores_, options_.scale, work_.row_bias, work_.column_bias + first,
+                        reference_};
+    if (options_.timed) {
+      weigh.scale = score_tile(columns).scale;
+      work_.row_left.pack(scores_, rows, width, weigh);
+    } else {
+      Arithmetic::template multiply_into<Result::overwritten>(
+          rows, options_.head_dim, width, work_.row_qk.factor(), work_.column_keys.factor(first),
+          scores_, weigh, work_.row_left);
+    }
+    multiply_values(columns);
+    // grad_weights (rows, columns) += values (rows, row_dim) grad_out_columns^T (row_dim, columns)
+    const int64_t row_dim = problem_.rows.value_dim;
+    const auto values = work_.row_values.factor();
+    const auto column_grad_outs = work_.column_grad_outs.factor(first);
+    const Derive derive{grad_scores_, scores_, work_.rows.correction,
+                        work_.columns.correction + first};
+    if (options_.grad_decay != nullptr) {
+      Arithmetic::template multiply<Result::added_to>(rows, row_dim, width, values,
+                                                      column_grad_outs, grad_scores_);
+      finish_tile(grad_scores_, rows, width, derive);
+      work_.grad_left.pack(grad_scores_, rows, width);
+    } else {
+      Arithmetic::template multiply_into<Result::added_to>(
+          rows, row_dim, width, values, column_grad_outs, grad_scores_, derive, work_.grad_left);
     }
   }
 
   // Each softmax by itself; grad_scores receives the sum of both gradients.
-  void derive_apart(Scores scores, Matrix column_weights, Matrix grad_scores,
-                    Matrix grad_column_weights, Range columns) {
+  void derive_apart(Range columns) {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
+    const Matrix column_weights{work_.column_weights, tile_stride};
+    const Matrix grad_column_weights{work_.grad_column_weights, tile_stride};
+    const Scores scores = score_tile(columns);
+    multiply_values(columns);
+    // grad_column_weights (rows, columns) = values (rows, row_dim) grad_out_columns^T (row_dim,
+    // columns)
+    Arithmetic::template multiply<Result::overwritten>(
+        rows, problem_.rows.value_dim, width, work_.row_values.factor(),
+        work_.column_grad_outs.factor(columns.begin), grad_column_weights);
     const Matrix factors{work_.factors, tile_stride};
     const float* kept = options_.dropout.active ? work_.factors : nullptr;
     const uint32_t dropout_row_here = dropout_row(options_, task_);
@@ -350,10 +428,10 @@ class SharedBackward {
                    factors);
     }
     if (problem_.columns.time <= column_block) {
-      derive_whole_rows(scores, grad_scores, kept, rows, width, work_.column_bias, work_.rows.lse,
+      derive_whole_rows(scores, grad_scores_, kept, rows, width, work_.column_bias, work_.rows.lse,
                         work_.rows.grad_lse);
     } else {
-      derive_rows(scores, grad_scores, kept, rows, width, work_.column_bias + columns.begin,
+      derive_rows(scores, grad_scores_, kept, rows, width, work_.column_bias + columns.begin,
                   work_.rows.lse, work_.rows.norm, work_.rows.correction);
     }
     if (kept != nullptr) {
@@ -368,7 +446,7 @@ class SharedBackward {
     const float* correction = work_.columns.correction + columns.begin;
     for (int64_t i = 0; i < rows; ++i) {
       float* row = column_weights.data + i * tile_stride;
-      float* grad = grad_scores.data + i * tile_stride;
+      float* grad = grad_scores_.data + i * tile_stride;
       const float* grad_weights = grad_column_weights.data + i * tile_stride;
       for (int64_t j = 0; j < width; j += lanes) {
         const Vector factor = kept == nullptr ? broadcast(1.0f) : load(kept + i * tile_stride + j);
@@ -379,6 +457,9 @@ class SharedBackward {
         store(row + j, weight * factor);
       }
     }
+    work_.row_left.pack(scores_, rows, width);
+    work_.column_left.pack(column_weights, rows, width);
+    work_.grad_left.pack(grad_scores_, rows, width);
   }
 
   // Sums and corrections of columns whose keys are all in the tile, as derive_whole_rows has them.
@@ -408,6 +489,8 @@ class SharedBackward {
   const SharedProblem& problem_;
   const Options& options_;
   Workspace& work_;
+  // Tiles of products or weights, and of their gradients.
+  const Matrix scores_, grad_scores_;
   const ColumnGradients* gradients_ = nullptr;
   Task task_{};
   Range rows_;
@@ -417,6 +500,8 @@ class SharedBackward {
   bool one_exponential_ = false;
   float reference_ = 0.0f;
   double grad_decay_ = 0.0;
+  bool is_first_tile_ = true;
+  bool is_only_block_ = false;
 };
 
 }  // namespace

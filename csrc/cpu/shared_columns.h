@@ -55,10 +55,12 @@ struct ColumnState {
     return {accumulator + first * stride, stride};
   }
 
-  void clear(const SharedProblem& problem, float reference) const {
+  // Where a single block of rows follows, what it accumulates overwrites what stands there.
+  void clear(const SharedProblem& problem, float reference, bool is_only_block) const {
     const int64_t padded = round_up(problem.columns.time, column_block);
     fill(largest, padded, reference);
     fill(sums, padded, 0.0f);
+    if (is_only_block) return;
     fill(accumulator, round_up(problem.columns.time, 16) * row_stride(value_dim(problem)), 0.0f);
   }
 
@@ -112,10 +114,9 @@ struct ColumnState {
 
   void write(const SharedProblem& problem, const Task& task, Range columns) const {
     const Side& side = problem.columns;
-    for (int64_t j = columns.begin; j < columns.end; ++j) {
-      write_output(side.out, side.lse, task, j, accumulator_of(problem, j).data, value_dim(problem),
-                   largest[j], sums[j]);
-    }
+    write_outputs(side.out, side.lse, task, columns,
+                  {accumulator_of(problem, columns.begin), value_dim(problem),
+                   largest + columns.begin, sums + columns.begin});
   }
 };
 
@@ -140,9 +141,12 @@ struct ColumnGradients {
     put_together_columns<ColumnGradients>(problem, first, columns);
   }
 
-  void clear(const SharedProblem& problem) const {
-    fill(qk, qk_size(problem), 0.0f);
-    fill(value, value_size(problem), 0.0f);
+  void clear(const SharedProblem& problem, Range columns) const {
+    const auto clear_rows = [&](float* rows, int64_t stride) {
+      fill(rows + columns.begin * stride, (columns.end - columns.begin) * stride, 0.0f);
+    };
+    clear_rows(qk, row_stride(problem.options.head_dim));
+    clear_rows(value, row_stride(problem.columns.value_dim));
   }
 
   // Takes the gradients of the next group in.

@@ -117,8 +117,9 @@ class SharedForward {
   // False if one exponential was not enough: what was computed is of no use then.
   template <Exponentials exponentials_used>
   bool attend(float reference) {
-    const int64_t columns = problem_.columns.time;
-    columns_->clear(problem_, exponentials_used == Exponentials::one ? reference : -infinity);
+    is_only_block_ = blocks_of(group_, row_block) == 1;
+    columns_->clear(problem_, exponentials_used == Exponentials::one ? reference : -infinity,
+                    is_only_block_);
     int64_t real_rows = 0;
     for (int64_t block = 0; block < blocks_of(group_, row_block); ++block) {
       if (!attend_rows<exponentials_used>(block_of(group_, row_block, Arithmetic::row_unit, block),
@@ -127,12 +128,8 @@ class SharedForward {
       }
       real_rows += real_rows_;
     }
-    if (exponentials_used == Exponentials::one && real_rows > 0) {
-      for (int64_t j = 0; j < columns; ++j) {
-        if (work_.column_bias[j] != -infinity && !is_safe(columns_->sums[j])) return false;
-      }
-    }
-    return true;
+    return exponentials_used == Exponentials::two || real_rows == 0 ||
+           are_safe(columns_->sums, work_.column_bias, problem_.columns.time);
   }
 
   template <Exponentials exponentials_used>
@@ -151,7 +148,7 @@ class SharedForward {
     }
     fill(work_.row_largest, count, exponentials_used == Exponentials::one ? reference : -infinity);
     fill(work_.row_sums, count * lanes, 0.0f);
-    fill(work_.row_accumulator, count * row_stride(value_dim), 0.0f);
+    is_first_tile_ = true;
     if (exponentials_used == Exponentials::one) {
       for (int64_t i = 0; i < count; ++i) work_.row_bias[i] -= reference;
     }
@@ -164,14 +161,15 @@ class SharedForward {
       if (options_.timed && further_apart(interval, there, options_.max_gap)) continue;
       attend_tile<exponentials_used>(columns);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const float sum = sum_lanes(load(work_.row_sums + i * lanes));
-      const bool real = work_.row_bias[i] != -infinity && real_columns_ > 0;
-      if (exponentials_used == Exponentials::one && real && !is_safe(sum)) return false;
-      write_output(side.out, side.lse, task_, rows.begin + i,
-                   work_.row_accumulator + i * row_stride(value_dim), value_dim,
-                   work_.row_largest[i], sum);
+    float sums[row_block];
+    add_lanes(work_.row_sums, count, sums);
+    if (exponentials_used == Exponentials::one && real_columns_ > 0 &&
+        !are_safe(sums, work_.row_bias, count)) {
+      return false;
     }
+    write_outputs(
+        side.out, side.lse, task_, rows,
+        {{work_.row_accumulator, row_stride(value_dim)}, value_dim, work_.row_largest, sums});
     return true;
   }
 
@@ -203,7 +201,7 @@ class SharedForward {
         work_.row_left.pack(tile, rows, width, weigh);
       }
     } else {
-      Arithmetic::multiply_into(rows, options_.head_dim, width, work_.queries.factor(),
+      Arithmetic::template multiply_into<Result::overwritten>(rows, options_.head_dim, width, work_.queries.factor(),
                                 work_.column_keys.factor(first), tile, weigh, work_.row_left);
     }
     float* column_sums = columns_->sums + first;
@@ -251,13 +249,13 @@ class SharedForward {
 
     // row_accumulator (rows, column_dim) += row_weights (rows, columns) values (columns,
     // column_dim)
-    Arithmetic::template multiply<Result::added_to>(
-        rows, width, column_dim, work_.row_left.factor(), work_.column_values.factor(first),
-        row_accumulator);
+    multiply_onto<Arithmetic>(is_first_tile_, rows, width, column_dim, work_.row_left.factor(),
+                              work_.column_values.factor(first), row_accumulator);
     // column_accumulator (columns, row_dim) += column_weights^T (columns, rows) values (rows,
     // row_dim)
-    Arithmetic::template multiply<Result::added_to>(width, rows, row_dim, column_left.transposed(),
-                                                    work_.values.factor(0), column_accumulator);
+    multiply_onto<Arithmetic>(is_only_block_, width, rows, row_dim, column_left.transposed(),
+                              work_.values.factor(0), column_accumulator);
+    is_first_tile_ = false;
   }
 
   const SharedProblem& problem_;
@@ -269,6 +267,8 @@ class SharedForward {
   int64_t real_rows_ = 0;
   int64_t real_columns_ = 0;
   float longest_column_ = 0.0f;
+  bool is_first_tile_ = true;
+  bool is_only_block_ = false;
 };
 
 }  // namespace

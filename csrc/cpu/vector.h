@@ -48,10 +48,19 @@ inline void store(float* to, Vector x) {
   std::memcpy(to, &x, sizeof x);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline __m256i first_lanes(int64_t count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+}
+#endif
+
 // The first `count` of a vector's elements, then zeros.
 inline Vector load_first(const float* from, int64_t count) {
 #if defined(__AVX512F__)
   return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#elif defined(__AVX2__)
+  return _mm256_maskload_ps(from, first_lanes(count));
 #else
   Vector x{};
   std::memcpy(&x, from, count * sizeof(float));
@@ -59,9 +68,16 @@ inline Vector load_first(const float* from, int64_t count) {
 #endif
 }
 
+// The elements from k on of a row (dim), then zeros.
+inline Vector load_part(const float* row, int64_t k, int64_t dim) {
+  return k + lanes <= dim ? load(row + k) : load_first(row + k, dim - k);
+}
+
 inline void store_first(float* to, Vector x, int64_t count) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), x);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(to, first_lanes(count), x);
 #else
   std::memcpy(to, &x, count * sizeof(float));
 #endif
@@ -150,6 +166,21 @@ __attribute__((always_inline)) inline void transpose(Vector (&rows)[lanes]) {
       }
     }
     transpose<2 * distance>(rows);
+  }
+}
+
+// The sum of each row's lanes, in the lane of the row's number.
+template <int distance = 1>
+__attribute__((always_inline)) inline Vector sum_each(Vector (&rows)[lanes]) {
+  if constexpr (distance < lanes) {
+#pragma GCC unroll 16
+    for (int row = 0; row < lanes; row += 2 * distance) {
+      exchange_lanes<distance>(rows[row], rows[row + distance], AllLanes{});
+      rows[row] += rows[row + distance];
+    }
+    return sum_each<2 * distance>(rows);
+  } else {
+    return rows[0];
   }
 }
 
