@@ -24,6 +24,21 @@ inline float from_bfloat16(uint16_t x) {
   return bits_float(static_cast<uint32_t>(x) << 16);
 }
 
+// `lanes` elements
+inline Vector load_bfloat16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+#elif defined(__AVX2__)
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
+#else
+  Vector x;
+  for (int lane = 0; lane < lanes; ++lane) x[lane] = from_bfloat16(from[lane]);
+  return x;
+#endif
+}
+
 inline uint16_t to_bfloat16(float x) {
   const uint32_t bits = float_bits(x);
   const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
@@ -96,7 +111,9 @@ inline void read_row(const TensorView& tensor, int64_t batch, int64_t head, int6
     return;
   }
   const uint16_t* from = static_cast<const uint16_t*>(tensor.data) + offset;
-  if (tensor.type == ElementType::bfloat16) {
+  if (tensor.type == ElementType::bfloat16 && stride == 1 && count % lanes == 0) {
+    for (int64_t n = 0; n < count; n += lanes) store(row + n, load_bfloat16(from + n));
+  } else if (tensor.type == ElementType::bfloat16) {
     convert_row(from, stride, count, row, from_bfloat16);
   } else {
     convert_row(from, stride, count, row, from_float16);
@@ -120,7 +137,11 @@ inline void write_vectors(const TensorView& tensor, int64_t batch, int64_t head,
   for (int64_t k = 0; k < count; k += lanes) {
     uint16_t rounded[lanes];
     round_vector(vector_at(k), tensor.type, rounded);
-    std::memcpy(to + k, rounded, 2 * smaller(lanes, count - k));
+    if (k + lanes <= count) {
+      std::memcpy(to + k, rounded, sizeof rounded);
+    } else {
+      std::memcpy(to + k, rounded, 2 * (count - k));
+    }
   }
 }
 

@@ -187,7 +187,7 @@ class SharedBackward {
     fill(work_.columns.correction, padded, 0.0f);
     fill(work_.columns.grad_lse, padded, 0.0f);
     fill(work_.columns.norm, padded, 1.0f);
-    real_columns_ = read_mask(side.mask, task_.batch, all, work_.column_bias);
+    read_mask(side.mask, task_.batch, all, work_.column_bias);
     if (options_.timed) {
       read_times(side.times, task_.batch, all, work_.column_bias, work_.column_times);
     }
@@ -201,24 +201,29 @@ class SharedBackward {
     return problem_.rows.time <= row_block && problem_.columns.time <= column_block;
   }
 
-  // m: the middle between the smallest and the largest log-sum-exp of the head.
+  // m: the middle between the smallest and the largest log-sum-exp of the head. A softmax over a
+  // single step has a weight of exactly 1 only by its own log-sum-exp.
   void choose_reference() {
     read_lse(problem_.rows.lse, task_, {0, problem_.rows.time}, work_.row_lse);
     float smallest = infinity, largest = -infinity;
     const auto include = [&](const float* lse, int64_t count) {
+      int64_t seeing = 0;
       for (int64_t n = 0; n < count; ++n) {
         if (lse[n] == infinity) continue;
         smallest = lse[n] < smallest ? lse[n] : smallest;
         largest = lse[n] > largest ? lse[n] : largest;
+        ++seeing;
       }
+      return seeing;
     };
-    include(work_.row_lse, problem_.rows.time);
-    include(work_.columns.lse, problem_.columns.time);
+    const int64_t rows = include(work_.row_lse, problem_.rows.time);
+    const int64_t columns = include(work_.columns.lse, problem_.columns.time);
     exact_lse_ = is_exact(work_.row_lse, problem_.rows.time) &&
                  is_exact(work_.columns.lse, problem_.columns.time);
     one_exponential_ =
         largest - smallest < largest_lse_spread && exact_lse_ && !options_.dropout.active &&
-        !(options_.timed && options_.max_gap < infinity) && real_columns_ > 1 && !is_one_tile();
+        !(options_.timed && options_.max_gap < infinity) && rows > 1 && columns > 1 &&
+        !is_one_tile();
     reference_ = one_exponential_ && smallest <= largest ? 0.5f * (smallest + largest) : 0.0f;
   }
 
@@ -495,7 +500,6 @@ class SharedBackward {
   Task task_{};
   Range rows_;
   int64_t real_rows_ = 0;
-  int64_t real_columns_ = 0;
   bool exact_lse_ = true;
   bool one_exponential_ = false;
   float reference_ = 0.0f;

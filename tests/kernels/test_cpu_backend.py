@@ -207,13 +207,33 @@ def test_groups_of_rows(
     assert_close(ours, wanted)
 
 
+# A side of up to 64 steps is a single block: its tiles overwrite what others would add to.
 @operators
-def test_tiles_beyond_the_largest_gap_are_left_out(operator: str) -> None:
-    case = make_pair(operator, dtype=torch.float32, batch=1, time_a=600, time_b=500)
-    case.options["times_a"] = torch.linspace(0, 60, 600)[None]
-    case.options["times_b"] = torch.linspace(10, 70, 500)[None]
+@pytest.mark.parametrize("lengths", [(600, 500), (50, 500)])
+def test_tiles_beyond_the_largest_gap_are_left_out(operator: str, lengths: tuple[int, int]) -> None:
+    time_a, time_b = lengths
+    case = make_pair(operator, dtype=torch.float32, batch=1, time_a=time_a, time_b=time_b)
+    case.options["times_a"] = torch.linspace(30, 40, time_a)[None]
+    case.options["times_b"] = torch.linspace(10, 70, time_b)[None]
     case.options["max_gap"] = 2.0
     assert_close(run_both_ways(case, "cpu"), run_both_ways(case, "reference"))
+
+
+@operators
+@pytest.mark.parametrize("lengths", [(300, 500), (50, 500), (500, 50), (1, 400)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_of_padding_are_left_out(
+    operator: str, lengths: tuple[int, int], dtype: torch.dtype
+) -> None:
+    case = make_pair(
+        operator, dtype=dtype, time_a=lengths[0], time_b=lengths[1], head_dim=24, value_dim=10
+    )
+    for side, time in zip("ab", lengths, strict=True):
+        mask = torch.ones(2, time, dtype=torch.bool)
+        mask[0, 128:256] = False
+        mask[1, :130] = time == 1
+        case.options[f"mask_{side}"] = mask
+    check_error_rule(case, "cpu")
 
 
 @pytest.mark.parametrize("summarised", [False, True])

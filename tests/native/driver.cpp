@@ -43,6 +43,9 @@ struct Case {
   bool masks = false, times = false, dropout = false, broadcast = false;
   int64_t chunk_size = 0, lookback = 1, lookahead = 0;
   bool causal = false, summaries = false;
+  int64_t first_query = -1;  // Of a stretch of a stream, whose keys are time_b steps.
+
+  bool is_window() const { return first_query >= 0; }
 };
 
 const Case cases[] = {
@@ -65,6 +68,12 @@ const Case cases[] = {
      true},
     {"summaries", 1, 1, 1100, 0, 16, 9, ElementType::float32, true, false, true, false, 7, 2, 0,
      false, true},
+    {"single block", 1, 2, 50, 300, 40, 24, ElementType::float32, true},
+    {"single block, times", 2, 1, 400, 33, 8, 8, ElementType::bfloat16, true, true},
+    {"window", 2, 1, 40, 150, 16, 9, ElementType::float32, true, false, false, false, 150, 0, 0,
+     true, true, 110},
+    {"window in bfloat16", 1, 2, 90, 190, 64, 64, ElementType::bfloat16, false, false, false, false,
+     190, 0, 0, false, true, 70},
     {"causal summaries in bfloat16", 2, 1, 1100, 0, 32, 32, ElementType::bfloat16, true, false,
      false, false, 64, 1, 0, true, true},
 };
@@ -187,8 +196,10 @@ class Bench {
   Results directed(const KernelTable& kernels, Threads threads) {
     const Case& c = case_;
     const bool chunked = c.chunk_size > 0;
-    const int64_t keys = chunked ? c.time_a : c.time_b;
-    const int64_t chunks = chunked ? (c.time_a + c.chunk_size - 1) / c.chunk_size : 0;
+    const int64_t keys = chunked && !c.is_window() ? c.time_a : c.time_b;
+    const int64_t chunks = c.is_window() ? 5
+                           : chunked     ? (c.time_a + c.chunk_size - 1) / c.chunk_size
+                                         : 0;
     random_.seed(1);
     Array query = input(c.batch, c.time_a, c.dim), key = input(c.batch, keys, c.dim);
     Array value = input(c.batch, keys, c.value_dim), grad = input(c.batch, c.time_a, c.value_dim);
@@ -216,7 +227,7 @@ class Bench {
     tokens.grad_key = grad_key.view();
     tokens.grad_value = grad_value.view();
     if (c.masks) problem.mask = view(mask_a_, c.time_a);
-    if (c.masks) tokens.mask = chunked ? problem.mask : view(mask_b_, c.time_b);
+    if (c.masks) tokens.mask = keys == c.time_a ? problem.mask : view(mask_b_, c.time_b);
     if (problem.options.timed) {
       problem.times = view(times_a_, c.time_a);
       tokens.times = view(times_b_, c.time_b);
@@ -235,8 +246,16 @@ class Bench {
       segment.grad_key = grad_summary_k.view();
       segment.grad_value = grad_summary_v.view();
     }
-    run_forward(kernels, problem, threads);
     Results results;
+    if (c.is_window()) {
+      problem.chunking.first_query = c.first_query;
+      problem.segments[1].first_chunk = -chunks;
+      problem.segments[1].counts = {counts_, {chunks, 1}};
+      run_forward(kernels, problem, threads);
+      keep(results, {{"out", &out}, {"lse", &lse}});
+      return results;
+    }
+    run_forward(kernels, problem, threads);
     results.grad_decay.assign(task_count(problem.options), 0.0);
     if (problem.options.timed) problem.options.grad_decay = results.grad_decay.data();
     run_backward(kernels, problem, threads);
@@ -410,6 +429,7 @@ class Bench {
   std::mt19937 random_;
   std::vector<char> mask_a_, mask_b_;
   std::vector<float> times_a_, times_b_, slopes_;
+  static constexpr int64_t counts_[10] = {3, 1, 0, 7, 7, 2, 0, 5, 1, 4};
   bool failed_ = false;
 };
 
