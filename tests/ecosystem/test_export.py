@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmer.export import export_onnx
-from tests.ecosystem.cases import inputs, make
-
-NAMES = ("bidirectional", "shared", "chunked", "kornia")
-
-
-def tensors(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return out if isinstance(out, tuple) else (out,)
+from tests.ecosystem.cases import NAMES, inputs, make, tensors
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import runpy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mmer import replace_attention
+from mmer.kernels import backends
 from mmer.replacement import FusedModule, register_replacement, rules
+from tests.ecosystem.cases import NAMES, inputs, make, tensors
 from tests.error_rule import random_tensor
 from tests.replacement.parity import assert_parity
 
@@ -140,15 +143,33 @@ def test_a_call_that_it_does_not_know_runs_the_library_and_says_so() -> None:
     assert torch.equal(got, wanted)
 
 
-def test_copies_and_pickles_stay_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    kornia = pytest.importorskip("kornia.feature.lightglue")
-    model = kornia.CrossBlock(16, 2).eval()
-    replace_attention(model)
-    inputs = torch.randn(1, 5, 16), torch.randn(1, 6, 16)
-    wanted = model(*inputs)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin).__name__ == "FusedCrossBlock"
-        assert torch.equal(twin(*inputs)[0], wanted[0])
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_and_pickles_compute_the_same(name: str) -> None:
+    module, (arguments, options) = make(name), inputs(name)
+    wanted = tensors(module(*arguments, **options))
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert [type(part) for part in twin.modules()] == [type(part) for part in module.modules()]
+        for got, x in zip(tensors(twin(*arguments, **options)), wanted, strict=True):
+            assert torch.equal(got, x)
+
+
+def test_a_copy_in_the_block_stays_fused_after_it() -> None:
+    model = Plain()
+    with replace_attention(model):
+        twin = copy.deepcopy(model)
+    assert type(model) is Plain
+    assert type(twin) is FusedPlain
+
+
+def test_a_warning_says_why_nothing_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(backends._registered, "cpu", raising=False)
+    monkeypatch.setitem(backends._unavailable, "cpu", "torch came after mmer")
+    with pytest.warns(UserWarning, match="nothing gets faster.*torch came after mmer"):
+        assert replace_attention(Plain()).replaced
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace_attention(Plain(), backend="reference")
+        replace_attention(Plain().to("meta"))
 
 
 @pytest.mark.parametrize(
