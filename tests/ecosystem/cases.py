@@ -66,11 +66,7 @@ def lucidrains_bidirectional() -> nn.Module:
 
 def lucidrains_local() -> nn.Module:
     library = pytest.importorskip("local_attention.transformer")
-    return replaced(
-        library.LocalMHA(
-            dim=16, heads=2, dim_head=8, window_size=4, causal=True, exact_windowsize=False
-        )
-    )
+    return replaced(library.LocalMHA(dim=16, heads=2, dim_head=8, window_size=4, causal=True))
 
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {
