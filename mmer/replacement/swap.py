@@ -72,10 +72,10 @@ def replace_attention(model: nn.Module, *, backend: str = "auto") -> Replacement
     """Let the fused operators compute the attention of a model that is made of other libraries.
 
     Known are the cross-attention of LightGlue (kornia, transformers), the image-text fusion of
-    GroundingDINO and MM-GroundingDINO (transformers), bidirectional-cross-attention,
-    local-attention, and what :func:`register_replacement` was given. The modules stay where and
-    what they are: only their class changes, to one derived from it. So parameters and their names,
-    hooks, optimizers and checkpoints are as before.
+    GroundingDINO (transformers, and its authors' package) and MM-GroundingDINO (transformers),
+    bidirectional-cross-attention, local-attention, and what :func:`register_replacement` was given.
+    The modules stay where and what they are: only their class changes, to one derived from it. So
+    parameters and their names, hooks, optimizers and checkpoints are as before.
 
     What the fused operators cannot do is left to the library's own code: at once, with the reason
     in ``left_alone``, where a module's options say so; at a call, with an
