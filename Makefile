@@ -75,8 +75,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(SOURCES)
 	$(INSTALL) -e '.[train]'
 	@touch $@
 
-# mmer-attention is installed by now: only what the extra names is added to it.
+# mmer-attention is installed by now: only what the extra names is added to it. Of groundingdino-py
+# the tests read one file, which needs none of its dependencies (a torchvision with CUDA, OpenCV ...).
 $(VENV)/.bench: $(VENV)/.dev
 $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.installed
 	$(INSTALL) 'mmer-attention[$*]'
+	$(if $(filter dev,$*),$(INSTALL) --no-deps groundingdino-py)
 	@touch $@

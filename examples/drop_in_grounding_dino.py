@@ -1,6 +1,6 @@
 """The image-text fusion of GroundingDINO, without its attention maps in memory.
 
-pip install '.[peers]' && python examples/drop_in_grounding_dino.py
+pip install torch && pip install '.[peers]' && python examples/drop_in_grounding_dino.py
 
 Random weights at the real size (4 heads of 256): the numbers mean nothing, the time and the memory
 are those of trained weights. An image of 1333 x 1000 pixels has about 22000 positions.

@@ -1,6 +1,6 @@
 """LightGlue of kornia, with one operator for both directions of its cross-attention.
 
-pip install '.[peers]' && python examples/drop_in_lightglue.py
+pip install torch && pip install '.[peers]' && python examples/drop_in_lightglue.py
 
 Random weights at the real size (9 layers, 4 heads of 64): the numbers mean nothing, the time and
 the memory are those of trained weights. Early stopping and pruning are off, so that all layers see

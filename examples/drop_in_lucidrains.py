@@ -1,6 +1,6 @@
 """lucidrains' bidirectional-cross-attention and local-attention, without their maps and copies.
 
-pip install '.[peers]' && python examples/drop_in_lucidrains.py
+pip install torch && pip install '.[peers]' && python examples/drop_in_lucidrains.py
 
 The sizes are those of their own README files.
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .attend import compute_dtype
-from .pairs import PairOptions
+from .pairs import NO_TIMES, PairOptions
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_HEAD_DIM = 256
@@ -339,7 +339,7 @@ def check_pair(
         if decay.device != device:
             raise ValueError(f"decay must be on {device}, got {decay.device}")
         decay = decay.to(compute_dtype(first.dtype))
-    gap = math.inf
+    gap = NO_TIMES if times_a is None else math.inf
     if max_gap is not None:
         if times_a is None:
             raise ValueError("times_a and times_b must be given with max_gap, got None")

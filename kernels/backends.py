@@ -115,6 +115,16 @@ def machine_reasons() -> dict[str, str]:
     return {name: _unavailable.get(name, "available") for name in BACKENDS}
 
 
+def why_no_kernels(device_type: str) -> str | None:
+    """Return why none but the reference runs on tensors of a device, or None if a kernel does."""
+    wanted = [name for name in _PREFERENCE.get(device_type, ()) if name != "reference"]
+    if not wanted:
+        return f"there are no kernels for {device_type}"
+    if any(name in _registered for name in wanted):
+        return None
+    return "; ".join(f"{name}: {_unavailable[name]}" for name in wanted)
+
+
 def refusal(
     name: str, definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any
 ) -> str | None:

@@ -29,11 +29,16 @@ class PairOptions(NamedTuple):
     deterministic: bool
 
 
+# ``max_gap`` where there are no times, and nothing reads it. With times and without a limit it is
+# infinity; here not, as AOTInductor keeps the options of an operator as JSON, which has none.
+NO_TIMES = 0.0
+
+
 def plain_options(
     mask_a: Tensor | None, mask_b: Tensor | None, head_dim: int
 ) -> tuple[Tensor | float | None, ...]:
     """Return the values of :class:`PairOptions` for a call that has no options but masks."""
-    return None, mask_a, mask_b, None, None, None, head_dim**-0.5, math.inf, 0.0, True
+    return None, mask_a, mask_b, None, None, None, head_dim**-0.5, NO_TIMES, 0.0, True
 
 
 class Pairs(NamedTuple):

@@ -21,8 +21,6 @@ class FusedLocalAttention(FusedModule, LocalAttention):
         """Return why an attention cannot become fused."""
         if module.shared_qk:
             return "shared_qk normalises the keys and punishes a token's attention to itself"
-        if module.exact_windowsize:
-            return "exact_windowsize slides with each token, which is no chunk of time"
         if module.use_xpos and module.rel_pos is not None:
             return "use_xpos scales by the distance, which overflows over a whole sequence"
         return None
@@ -69,13 +67,17 @@ class FusedLocalAttention(FusedModule, LocalAttention):
         q, k, v = (x.reshape(batch, -1, *x.shape[-2:]) for x in (q, k, v))
         if self.rel_pos is not None:
             q, k = self._rotate(q, k)
+        # exact_windowsize slides with each token: chunks of one.
+        chunk_size, chunks = (
+            (1, self.window_size) if self.exact_windowsize else (self.window_size, 1)
+        )
         out = chunked_attention(
             q,
             k,
             v,
-            self.window_size,
-            self.look_backward,
-            self.look_forward,
+            chunk_size,
+            chunks * self.look_backward,
+            chunks * self.look_forward,
             self.causal,
             mask=real,
             scale=self.scale,

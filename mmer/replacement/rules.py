@@ -17,6 +17,9 @@ _RULES: dict[str, str | type[FusedModule]] = {
     f"{_TRANSFORMERS}.lightglue.modeling_lightglue.LightGlueAttention": (
         "transformers_lightglue:FusedLightGlueAttention"
     ),
+    "groundingdino.models.GroundingDINO.fuse_modules.BiMultiHeadAttention": (
+        "original_grounding_dino:FusedBiMultiHeadAttention"
+    ),
     "bidirectional_cross_attention.bidirectional_cross_attention.BidirectionalCrossAttention": (
         "lucidrains_bidirectional:FusedBidirectionalCrossAttention"
     ),

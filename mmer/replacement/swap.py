@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from types import TracebackType
 
 from torch import nn
 
-from mmer.kernels.backends import BACKENDS
+from mmer.kernels.backends import BACKENDS, why_no_kernels
 
 from .fused import FusedModule
 from .rules import fused_class_for
@@ -71,16 +72,17 @@ def replace_attention(model: nn.Module, *, backend: str = "auto") -> Replacement
     """Let the fused operators compute the attention of a model that is made of other libraries.
 
     Known are the cross-attention of LightGlue (kornia, transformers), the image-text fusion of
-    GroundingDINO and MM-GroundingDINO (transformers), bidirectional-cross-attention,
-    local-attention, and what :func:`register_replacement` was given. The modules stay where and
-    what they are: only their class changes, to one derived from it. So parameters and their names,
-    hooks, optimizers and checkpoints are as before.
+    GroundingDINO (transformers, and its authors' package) and MM-GroundingDINO (transformers),
+    bidirectional-cross-attention, local-attention, and what :func:`register_replacement` was given.
+    The modules stay where and what they are: only their class changes, to one derived from it. So
+    parameters and their names, hooks, optimizers and checkpoints are as before.
 
     What the fused operators cannot do is left to the library's own code: at once, with the reason
     in ``left_alone``, where a module's options say so; at a call, with an
     :class:`OriginalAttentionWarning`, where its arguments do (attention maps are requested, say).
     Results are the same up to rounding, except where ``docs/drop_in.md`` says otherwise: a row
-    that sees nothing gets 0, and what stands in padded rows has no meaning.
+    that sees nothing gets 0, and what stands in padded rows has no meaning. Where no kernel can
+    run on the model's device, a warning says why, and plain PyTorch computes the operators.
 
     Args:
         model: is changed in place; a single attention module will do, too.
@@ -115,4 +117,18 @@ def replace_attention(model: nn.Module, *, backend: str = "auto") -> Replacement
             replacement.replace(name, module, fused, backend)
     if not replacement.replaced:
         warnings.warn(f"nothing was replaced in this model\n{replacement}", stacklevel=2)
+    elif backend == "auto":
+        _warn_of_missing_kernels(model)
     return replacement
+
+
+def _warn_of_missing_kernels(model: nn.Module) -> None:
+    tensor = next(itertools.chain(model.parameters(), model.buffers()), None)
+    device_type = "cpu" if tensor is None else tensor.device.type
+    reason = None if device_type == "meta" else why_no_kernels(device_type)
+    if reason is not None:
+        warnings.warn(
+            "results stay the same, but nothing gets faster: plain PyTorch computes the operators "
+            f"here ({reason})",
+            stacklevel=3,
+        )

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.ecosystem.cases import loss_of, make
 
-LAYERS = ("bidirectional", "shared", "kornia")
+LAYERS = ("bidirectional", "shared", "chunked", "kornia", "transformers LightGlue")
 
 
 def free_port() -> int:
@@ -51,6 +51,7 @@ def test_ddp_and_fsdp2_give_the_gradients_of_one_process(tmp_path: Path) -> None
     if not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no gloo")
     pytest.importorskip("kornia")
+    pytest.importorskip("transformers")
     torch.multiprocessing.spawn(gradients, args=(free_port(), str(tmp_path)), nprocs=2)
     found = torch.load(tmp_path / "gradients.pt")
     assert len(found) == 2 * len(LAYERS)

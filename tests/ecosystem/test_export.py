@@ -1,4 +1,4 @@
-"""``torch.export`` and ONNX: programs that run elsewhere, with other sizes, and give the same."""
+"""Programs of ``torch.export``, AOTInductor and ONNX, which run elsewhere and give the same."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmer.export import export_onnx
-from tests.ecosystem.cases import inputs, make
-
-NAMES = ("bidirectional", "shared", "chunked", "kornia")
-
-
-def tensors(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return out if isinstance(out, tuple) else (out,)
+from tests.ecosystem.cases import NAMES, inputs, make, tensors
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,6 +69,23 @@ def test_onnx_of_one_size(name: str, tmp_path: Path) -> None:
     got = session.run(None, dict(zip(names, given, strict=True)))
     for out, wanted in zip(got, tensors(module(*arguments, **options)), strict=True):
         torch.testing.assert_close(torch.from_numpy(out), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bidirectional", "shared", "chunked", "kornia"])
+def test_aot_inductor(name: str, tmp_path: Path) -> None:
+    """A compiled program that calls the operators, as C++ would: the same bits."""
+    module = make(name).eval()
+    arguments, options = inputs(name)
+    with torch.no_grad():
+        program = torch.export.export(module, arguments, options)
+        path = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "layer.pt2")
+        )
+        got = torch._inductor.aoti_load_package(path)(*arguments, **options)
+        for x, y in zip(tensors(got), tensors(module(*arguments, **options)), strict=True):
+            torch.testing.assert_close(x, y)
+    assert any("mmer" in str(node.target) for node in program.graph.nodes)
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:

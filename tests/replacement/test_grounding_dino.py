@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmer import replace_attention
+from mmer.layers.cross_attention import merge_heads, split_heads
 from mmer.replacement import OriginalAttentionWarning
 from tests.error_rule import random_tensor
 from tests.replacement.parity import assert_parity, fused, randomise
@@ -78,6 +79,49 @@ def test_fusion(folder: str, prefix: str, masked: bool) -> None:
         return [vision[REAL_IMAGE], text[REAL_TEXT]] if masked else [vision, text]
 
     assert_parity(attention(folder, prefix), call, features())
+
+
+@pytest.mark.parametrize(("spread", "library_is_right"), [(2e4, True), (2e5, False)])
+@torch.no_grad()
+def test_clamps_matter_only_where_scores_are_spread_over_more_than_50000(
+    spread: float, library_is_right: bool
+) -> None:
+    """In float64, where scores of this size leave no doubt which one is the largest."""
+    module = attention(*KINDS[0]).double()
+    image, text = (x.double() for x in features())
+    query, key, value = (
+        split_heads(projection(x), module.num_heads)
+        for projection, x in (
+            (module.text_proj, text),
+            (module.vision_proj, image),
+            (module.values_vision_proj, image),
+        )
+    )
+    scores = query @ key.mT
+    module.scale = spread / float(scores.max() - scores.min())
+    out = nn.functional.scaled_dot_product_attention(query, key, value, scale=module.scale)
+    wanted = module.out_text_proj(merge_heads(out))
+    torch.testing.assert_close(fused(module)(image, text)[1][0], wanted)
+    assert torch.allclose(module(image, text)[1][0], wanted) == library_is_right
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_as_wide_as_the_real_ones(masked: bool) -> None:
+    """4 heads of 256, the most that the operators take."""
+    from transformers import GroundingDinoConfig
+
+    modeling = importlib.import_module(f"transformers.models.{KINDS[0][0]}.modeling_{KINDS[0][0]}")
+    module = randomise(modeling.GroundingDinoBiMultiHeadAttention(GroundingDinoConfig()), std=0.03)
+    assert (module.num_heads, module.head_dim) == (4, 256)
+    real = torch.arange(97) < 70
+    inputs = [random_tensor(1, n, 256, dtype=torch.float32, seed=n) for n in (300, 97)]
+
+    def call(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+        padding = {"text_attention_mask": ~real[None]} if masked else {}
+        (vision, _), (text, _) = module(*inputs, **padding)
+        return [vision, text[:, real] if masked else text]
+
+    assert_parity(module, call, inputs)
 
 
 def test_a_text_that_is_all_padding_gives_the_bias_where_the_library_gives_nan() -> None:

@@ -29,6 +29,13 @@ def test_cross_block(points: tuple[int, int]) -> None:
     assert_parity(block(), lambda module, x: module(*x), inputs)
 
 
+def test_cross_block_of_the_real_size() -> None:
+    """4 heads of 64, and as many points as an image has."""
+    module = randomise(lightglue.CrossBlock(256, 4), std=0.05)
+    inputs = [descriptors(n, seed, features=256) for seed, n in enumerate((512, 300))]
+    assert_parity(module, lambda module, x: module(*x), inputs)
+
+
 @pytest.mark.parametrize("heads_axis", [False, True])
 def test_cross_block_with_a_mask_of_pairs(heads_axis: bool) -> None:
     """Rows of padding too: kornia turns their NaN into 0, which is what they are here."""

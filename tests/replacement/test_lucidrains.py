@@ -49,6 +49,19 @@ def test_bidirectional(prenorm: bool, masked: tuple[str, ...]) -> None:
     assert_parity(attention(prenorm=prenorm), call, sequences())
 
 
+def test_bidirectional_of_the_real_size() -> None:
+    """8 heads of 64 and the widths of the library's README; there is more of both sides there."""
+    module = randomise(
+        bidirectional.BidirectionalCrossAttention(dim=512, heads=8, dim_head=64, context_dim=386),
+        std=0.03,
+    )
+    inputs = [
+        random_tensor(1, time, dim, dtype=torch.float32, seed=time)
+        for time, dim in ((256, 512), (512, 386))
+    ]
+    assert_parity(module, lambda module, x: module(*x), inputs)
+
+
 def test_a_context_that_is_all_padding_gives_nothing_where_the_library_gives_its_mean() -> None:
     module, nobody = attention(), torch.zeros(2, 63, dtype=torch.bool)
     x, context = sequences()
@@ -108,6 +121,8 @@ def heads(time: int, shape: tuple[int, ...] = (2, 3), dim: int = 8) -> list[Tens
         {"dim": 8},
         {"dim": 8, "causal": True, "look_backward": 3},
         {"scale": 0.3},
+        {"exact_windowsize": True},
+        {"exact_windowsize": True, "dim": 8, "causal": True, "look_backward": 2},
     ],
 )
 def test_local(options: dict[str, Any]) -> None:
@@ -116,14 +131,37 @@ def test_local(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_local_with_padding(causal: bool) -> None:
-    module = local.LocalAttention(window_size=16, causal=causal, dim=8, autopad=True)
+@pytest.mark.parametrize("exact", [False, True])
+def test_local_with_padding(causal: bool, exact: bool) -> None:
+    module = local.LocalAttention(
+        window_size=16, causal=causal, dim=8, autopad=True, exact_windowsize=exact
+    )
     mask = torch.arange(90) < torch.tensor([[90], [67]])
 
     def call(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
         return [module(*inputs, mask=mask).transpose(1, 2)[mask]]
 
     assert_parity(module, call, heads(90))
+
+
+def test_local_transformer() -> None:
+    """As the library makes it: its windows slide."""
+    model = randomise(
+        local.LocalTransformer(
+            num_tokens=11,
+            dim=24,
+            depth=2,
+            heads=3,
+            dim_head=8,
+            local_attn_window_size=8,
+            max_seq_len=64,
+            causal=True,
+        )
+    )
+    tokens = torch.randint(0, 11, (2, 50))
+    wanted = model(tokens)
+    assert len(replace_attention(model).replaced) == 2
+    torch.testing.assert_close(model(tokens), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_local_without_an_axis_of_heads() -> None:
@@ -159,7 +197,6 @@ def test_local_does_not_attend_to_padding_of_its_own_as_the_library_does() -> No
     ("options", "reason"),
     [
         ({"shared_qk": True}, "shared_qk"),
-        ({"exact_windowsize": True}, "exact_windowsize"),
         ({"use_xpos": True, "dim": 8}, "use_xpos"),
     ],
 )

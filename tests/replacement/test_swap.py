@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import runpy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mmer
 from mmer import replace_attention
+from mmer.kernels import backends
 from mmer.replacement import FusedModule, register_replacement, rules
+from tests.ecosystem.cases import NAMES, inputs, make, tensors
 from tests.error_rule import random_tensor
-from tests.replacement.parity import assert_parity
+from tests.replacement.parity import assert_parity, randomise
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "drop_in_own_module.py"
 
@@ -140,15 +144,33 @@ def test_a_call_that_it_does_not_know_runs_the_library_and_says_so() -> None:
     assert torch.equal(got, wanted)
 
 
-def test_copies_and_pickles_stay_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    kornia = pytest.importorskip("kornia.feature.lightglue")
-    model = kornia.CrossBlock(16, 2).eval()
-    replace_attention(model)
-    inputs = torch.randn(1, 5, 16), torch.randn(1, 6, 16)
-    wanted = model(*inputs)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin).__name__ == "FusedCrossBlock"
-        assert torch.equal(twin(*inputs)[0], wanted[0])
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_and_pickles_compute_the_same(name: str) -> None:
+    module, (arguments, options) = make(name), inputs(name)
+    wanted = tensors(module(*arguments, **options))
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert [type(part) for part in twin.modules()] == [type(part) for part in module.modules()]
+        for got, x in zip(tensors(twin(*arguments, **options)), wanted, strict=True):
+            assert torch.equal(got, x)
+
+
+def test_a_copy_in_the_block_stays_fused_after_it() -> None:
+    model = Plain()
+    with replace_attention(model):
+        twin = copy.deepcopy(model)
+    assert type(model) is Plain
+    assert type(twin) is FusedPlain
+
+
+def test_a_warning_says_why_nothing_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(backends._registered, "cpu", raising=False)
+    monkeypatch.setitem(backends._unavailable, "cpu", "torch came after mmer")
+    with pytest.warns(UserWarning, match="nothing gets faster.*torch came after mmer"):
+        assert replace_attention(Plain()).replaced
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace_attention(Plain(), backend="reference")
+        replace_attention(Plain().to("meta"))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +192,42 @@ def test_only_fused_classes_can_be_registered() -> None:
         register_replacement(Plain)
     with pytest.raises(TypeError, match="derive"):
         register_replacement(FusedModule)
+
+
+class Latents(nn.Module):
+    """BiXT's attention (Hiller et al. 2024), from its equations: one set of latents for the batch.
+
+    ``A = L R_lat^T``; the latents read the tokens through ``softmax(A)``, the tokens the latents
+    through ``softmax(A^T)``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, 5, 12))
+        self.of_latents, self.of_tokens = nn.Linear(12, 24), nn.Linear(12, 24)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        r_lat, v_lat = self.of_latents(self.latents).expand(len(tokens), -1, -1).chunk(2, dim=-1)
+        r_tok, v_tok = self.of_tokens(tokens).chunk(2, dim=-1)
+        scores = r_lat @ r_tok.mT / 12**0.5
+        return scores.softmax(dim=-1) @ v_tok, scores.mT.softmax(dim=-1) @ v_lat
+
+
+class FusedLatents(FusedModule, Latents):
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        r_lat, v_lat = self.of_latents(self.latents)[:, None].chunk(2, dim=-1)
+        r_tok, v_tok = self.of_tokens(tokens)[:, None].chunk(2, dim=-1)
+        latents, tokens = mmer.shared_cross_attention(
+            r_lat, r_tok, v_lat, v_tok, backend=self.attention_backend
+        )
+        return latents[:, 0], tokens[:, 0]
+
+
+def test_latents_of_batch_1() -> None:
+    """They are broadcast, and get the gradients of the whole batch."""
+    register_replacement(FusedLatents)
+    tokens = random_tensor(3, 63, 12, dtype=torch.float32, seed=0)
+    assert_parity(randomise(Latents()), lambda module, x: module(*x), [tokens])
 
 
 def test_mmmu_ba_of_the_example() -> None:

@@ -18,12 +18,14 @@ modeling = pytest.importorskip("transformers.models.lightglue.modeling_lightglue
 FEATURES = 32
 
 
-def layer(*, tied: bool, implementation: str = "eager", **options: Any) -> nn.Module:
+def layer(
+    *, tied: bool, implementation: str = "eager", features: int = FEATURES, **options: Any
+) -> nn.Module:
     from transformers import LightGlueConfig, SuperPointConfig
 
     config = LightGlueConfig(
         keypoint_detector_config=SuperPointConfig(),
-        descriptor_dim=FEATURES,
+        descriptor_dim=features,
         num_attention_heads=4,
         **options,
     )
@@ -64,6 +66,21 @@ def test_layer(tied: bool, masked: str) -> None:
     if masked == "added":
         mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
     assert_parity(module, call(mask, REAL), [descriptors()])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_cross_attention_of_the_real_size(tied: bool) -> None:
+    """4 heads of 64."""
+    pairs = layer(tied=tied, features=256)
+    for parameter in pairs.parameters():
+        parameter.detach().mul_(0.3)
+    x = random_tensor(2, 300, 256, dtype=torch.float32, seed=0)
+
+    def run(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+        (x,) = inputs
+        return [module.cross_attention(x, encoder_hidden_states=x.flip(0))[0]]
+
+    assert_parity(pairs, run, [x])
 
 
 def test_equal_projections_give_the_same_through_one_similarity(
