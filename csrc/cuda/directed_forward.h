@@ -165,8 +165,10 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
           load_fragment(a, q_smem, warp_row, step);
         }
       });
+      // The largest score gives the largest logit only where the scale is not negative.
       float factor = problem.scale;
-      if (timed || !of_tokens || segment.mask.data || !seen.whole(first_key, first_key + keys)) {
+      if (timed || !of_tokens || segment.mask.data || factor < 0.0f ||
+          !seen.whole(first_key, first_key + keys)) {
         hide<keys>(scores_rmem, factor, bias_smem + stage * keys, seen, first_key,
                    hides_by_position(segment.window, direction.time));
         if (timed) {

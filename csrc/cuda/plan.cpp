@@ -188,7 +188,8 @@ int64_t shared_forward_shared_bytes(int row_class, int columns, int64_t time) {
 bool computes_scores_once(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
   const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
   const int64_t rows = std::min(times[0], times[1]), columns = std::max(times[0], times[1]);
-  if (!call.shared || shape.extras || rows == 0 || call.options.scale < 1e-6) return false;
+  if (!call.shared || shape.extras || rows == 0 || std::abs(call.options.scale) < 1e-6)
+    return false;
   const int row_class = rows <= 320 ? shared_row_class(static_cast<int>(rows), shape.columns) : 0;
   if (row_class == 0 || 2 * shape.batch_heads() < device.multiprocessors) return false;
   return shared_forward_shared_bytes(row_class, shape.columns, columns) <= device.shared_bytes;

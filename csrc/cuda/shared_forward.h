@@ -48,9 +48,6 @@ struct SharedSmem {
   static constexpr int column_bias = warp_parts + config.warps * 4;  // as many floats as columns
 };
 
-// Rows that no query sees start their sums of products here: the exponential is 0.
-constexpr float hidden_row = -1e30f;
-
 template <class Element, int columns, int row_class>
 MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   using Smem = SharedSmem<columns, row_class>;
@@ -80,6 +77,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   const int row_steps = (row_side.time + 15) / 16;
   const int busy_warps = (row_steps + row_tiles - 1) / row_tiles;
   const int warp_row = warp * row_tiles * 16;
+  // Rows that no query sees start their sums of products here: the exponential is 0.
+  const float hidden_row = problem.scale < 0.0f ? 1e30f : -1e30f;
   float* reference_smem = bias_smem + tile_count * tile;  // of each column, in the exact pass
 
   const auto load_tile = [&](int number) {
@@ -150,7 +149,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   {
     float scores_rmem[row_tiles][2][4];
     multiply_strip(scores_rmem, base + Smem::b, 0);
-    float largest = hidden_row;
+    float largest = -infinity;
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll

@@ -62,6 +62,17 @@ def test_error_rule(operator: str, variant: str) -> None:
 
 
 @operators
+@pytest.mark.parametrize("scale", [-8.0, -0.0])
+@pytest.mark.parametrize("multiprocessors", [1, 100])
+def test_scales_that_are_not_positive(operator: str, scale: float, multiprocessors: int) -> None:
+    case = make_pair(
+        operator, dtype=torch.float16, batch=1, time_a=70, time_b=130, head_dim=16, scale=scale
+    )
+    with emulated_backend(multiprocessors=multiprocessors):
+        check_error_rule(case, "cuda")
+
+
+@operators
 @elements
 @pytest.mark.parametrize(
     ("lengths", "head_dim"),
@@ -163,7 +174,7 @@ def run_chunked(
     "options",
     [
         {"chunk_size": 64, "lookback": 1, "lookahead": 1},
-        {"chunk_size": 100, "lookback": 2, "causal": True},
+        {"chunk_size": 100, "lookback": 2, "causal": True, "scale": -0.5},
         {"chunk_size": 7, "lookback": 3, "max_summaries": 5, "dropout_p": 0.2, "dropout_seed": 1},
         pytest.param({"chunk_size": 1, "lookback": 50}, marks=pytest.mark.slow),
         pytest.param({"chunk_size": 5000, "causal": True}, marks=pytest.mark.slow),
