@@ -13,11 +13,11 @@
 
 namespace mmer::cuda {
 
-template <int columns>
+template <class Element, int columns>
 struct ForwardSmem {
-  static constexpr Config config = forward_config(columns);
-  static constexpr int q_bytes = config.rows() * columns * 2;
-  static constexpr int tile_bytes = config.tile * columns * 2;
+  static constexpr Config config = forward_config(columns, Element::bytes);
+  static constexpr int q_bytes = config.rows() * columns * Element::bytes;
+  static constexpr int tile_bytes = config.tile * columns * Element::bytes;
   static constexpr int k = q_bytes;                     // two stages
   static constexpr int v = k + 2 * tile_bytes;          // two stages
   static constexpr int bias = v + 2 * tile_bytes;       // two stages of floats
@@ -27,15 +27,16 @@ struct ForwardSmem {
 
 template <class Element, int columns, bool extras>
 MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
-  constexpr Config config = forward_config(columns);
+  constexpr Config config = forward_config(columns, Element::bytes);
   constexpr int rows = config.rows(), keys = config.tile;
-  using Smem = ForwardSmem<columns>;
+  using Smem = ForwardSmem<Element, columns>;
+  using HeadTile = Tile<Element, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
   float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
   uint8_t* flags_smem = smem + Smem::flags;
   const uint32_t base = shared_address(smem);
-  const Tile<columns> q_smem{base};
+  const HeadTile q_smem{base};
 
   const int lane = threadIdx.x % 32;
   const int tiles_of_head = problem.directions[0].tiles + problem.directions[1].tiles;
@@ -76,12 +77,10 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     const auto seen = [&](int key) {
       return visible(key) && !(extras && log_counts && log_counts[key] == -infinity);
     };
-    load_rows<keys, columns, config.threads()>(
-        Tile<columns>{base + Smem::k + stage * Smem::tile_bytes}, segment.key, batch, head, first,
-        seen);
-    load_rows<keys, columns, config.threads()>(
-        Tile<columns>{base + Smem::v + stage * Smem::tile_bytes}, segment.value, batch, head, first,
-        seen);
+    load_rows<keys, config.threads()>(HeadTile{base + Smem::k + stage * Smem::tile_bytes},
+                                      segment.key, batch, head, first, seen);
+    load_rows<keys, config.threads()>(HeadTile{base + Smem::v + stage * Smem::tile_bytes},
+                                      segment.value, batch, head, first, seen);
     if (threadIdx.x < keys) {
       const int key = first + threadIdx.x;
       const bool is_seen = seen(key);
@@ -103,8 +102,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   const Visibility query_visible(direction.mask, batch, direction.time);
   int tile = next_tile(0);
   // q (rows, columns)
-  load_rows<rows, columns, config.threads()>(q_smem, direction.query, batch, head, row,
-                                             query_visible);
+  load_rows<rows, config.threads()>(q_smem, direction.query, batch, head, row, query_visible);
   load_tile(tile, 0);
   cp_async_commit();
 
@@ -128,9 +126,9 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   set_zero(out_rmem);
   float row_max[2] = {-infinity, -infinity};
   float row_sum[2] = {0.0f, 0.0f};  // of this thread's columns
-  // Beyond 128 columns the queries stay in shared memory: the sums need the registers.
-  constexpr bool holds_queries = columns <= 128;
-  uint32_t q_rmem[holds_queries ? columns / 16 : 1][4];
+  // Wide queries stay in shared memory: the sums need the registers.
+  constexpr bool holds_queries = columns * Element::bytes <= 256;
+  uint32_t q_rmem[holds_queries ? steps_of<Element, columns> : 1][4];
   bool have_queries = false;
 
   for (int stage = 0; tile < tile_count; stage ^= 1) {
@@ -141,7 +139,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     __syncthreads();
     if (holds_queries && !have_queries) {
 #pragma unroll
-      for (int step = 0; step < columns / 16; ++step) {
+      for (int step = 0; step < steps_of<Element, columns>; ++step) {
         load_fragment(q_rmem[holds_queries ? step : 0], q_smem, warp_row, step);
       }
       have_queries = true;
@@ -154,10 +152,10 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     const RowsSeen seen =
         of_tokens ? token_rows : RowsSeen(segment.window, first_row, direction.time, segment.time);
     if (first_row < direction.time && !seen.none(first_key, first_key + keys)) {
-      const Tile<columns> k_smem{base + Smem::k + stage * Smem::tile_bytes};
-      const Tile<columns> v_smem{base + Smem::v + stage * Smem::tile_bytes};
+      const HeadTile k_smem{base + Smem::k + stage * Smem::tile_bytes};
+      const HeadTile v_smem{base + Smem::v + stage * Smem::tile_bytes};
       float scores_rmem[keys / 8][4];  // (16, keys) = q (16, columns) k^T (columns, keys)
-      multiply_transposed<Element, keys>(scores_rmem, k_smem, [&](int step, uint32_t (&a)[4]) {
+      multiply_transposed<keys>(scores_rmem, k_smem, [&](int step, uint32_t (&a)[4]) {
         if constexpr (holds_queries) {
 #pragma unroll
           for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
@@ -216,7 +214,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       }
       // out (16, columns) += weights (16, keys) v (keys, columns)
-      accumulate<Element, keys, columns>(out_rmem, scores_rmem, v_smem, 0);
+      accumulate<keys, columns>(out_rmem, scores_rmem, v_smem, 0);
     }
     __syncthreads();
     tile = following;
@@ -238,12 +236,12 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     if (extras && dropout.active()) inverse[half] *= problem.extras.keep_scale;
   }
   if (first_row >= direction.time) return;
-  store_warp_rows<Element, columns>(q_smem, warp_row, direction.out, batch, head, first_row,
-                                    direction.time, 0, [&](int n, int e) {
-                                      // 0 times what stands in padding need not be 0.
-                                      const float factor = inverse[e / 2];
-                                      return factor == 0.0f ? 0.0f : out_rmem[n][e] * factor;
-                                    });
+  store_warp_rows<columns>(q_smem, warp_row, direction.out, batch, head, first_row, direction.time,
+                           0, [&](int n, int e) {
+                             // 0 times what stands in padding need not be 0.
+                             const float factor = inverse[e / 2];
+                             return factor == 0.0f ? 0.0f : out_rmem[n][e] * factor;
+                           });
 }
 
 }  // namespace mmer::cuda

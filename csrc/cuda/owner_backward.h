@@ -17,11 +17,11 @@
 
 namespace mmer::cuda {
 
-template <int columns, bool as_query, bool as_key>
+template <class Element, int columns, bool as_query, bool as_key>
 struct BackwardSmem {
-  static constexpr Config config = backward_config(columns);
-  static constexpr int own_bytes = config.rows() * columns * 2;
-  static constexpr int tile_bytes = config.tile * columns * 2;
+  static constexpr Config config = backward_config(columns, Element::bytes);
+  static constexpr int own_bytes = config.rows() * columns * Element::bytes;
+  static constexpr int tile_bytes = config.tile * columns * Element::bytes;
   static constexpr int own_x = 0;
   static constexpr int own_grad_out = own_x + own_bytes;
   static constexpr int own_value = own_grad_out + as_query * own_bytes;
@@ -59,10 +59,12 @@ struct Weighting {
 
 template <class Element, int columns, bool as_query, bool as_key, bool extras>
 MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
-  constexpr Config config = backward_config(columns);
+  constexpr Config config = backward_config(columns, Element::bytes);
   constexpr int rows = config.rows(), tile_steps = config.tile, threads = config.threads();
-  constexpr int gradients = gradient_columns(columns, extras), parts = columns / gradients;
-  using Smem = BackwardSmem<columns, as_query, as_key>;
+  constexpr int gradients = gradient_columns(columns, Element::bytes, extras),
+                parts = columns / gradients;
+  using Smem = BackwardSmem<Element, columns, as_query, as_key>;
+  using HeadTile = Tile<Element, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
   float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
@@ -70,9 +72,9 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   float* correction_smem = reinterpret_cast<float*>(smem + Smem::correction);
   uint8_t* flags_smem = smem + Smem::flags;
   const uint32_t base = shared_address(smem);
-  const Tile<columns> own_x_smem{base + Smem::own_x};
-  const Tile<columns> own_grad_out_smem{base + Smem::own_grad_out};
-  const Tile<columns> own_value_smem{base + Smem::own_value};
+  const HeadTile own_x_smem{base + Smem::own_x};
+  const HeadTile own_grad_out_smem{base + Smem::own_grad_out};
+  const HeadTile own_value_smem{base + Smem::own_value};
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_column = blockIdx.x % parts * gradients;
@@ -113,15 +115,15 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     const Weighting weighting(other, batch);
     const auto is_real = [&](int step) { return weighting(step) > -infinity; };
     // x (tile_steps, columns)
-    load_rows<tile_steps, columns, threads>(Tile<columns>{base + Smem::other_x + offset}, other.x,
-                                            batch, head, first, is_real);
+    load_rows<tile_steps, threads>(HeadTile{base + Smem::other_x + offset}, other.x, batch, head,
+                                   first, is_real);
     if constexpr (as_query) {
-      load_rows<tile_steps, columns, threads>(Tile<columns>{base + Smem::other_value + offset},
-                                              other.value, batch, head, first, is_real);
+      load_rows<tile_steps, threads>(HeadTile{base + Smem::other_value + offset}, other.value,
+                                     batch, head, first, is_real);
     }
     if constexpr (as_key) {
-      load_rows<tile_steps, columns, threads>(
-          Tile<columns>{base + Smem::other_grad_out + offset}, other.grad_out, batch, head, first,
+      load_rows<tile_steps, threads>(
+          HeadTile{base + Smem::other_grad_out + offset}, other.grad_out, batch, head, first,
           [&](int step) { return state_of(other, batch_head, step).x < infinity; });
     }
     if (threadIdx.x < tile_steps) {
@@ -144,17 +146,19 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     }
   };
 
+  // A softmax over one step is constant. To find that from differences would leave their rounding.
+  const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting own_weighting(own, batch);
   const auto is_real = [&](int step) { return own_weighting(step) > -infinity; };
   int tile = next_tile(0);
-  load_rows<rows, columns, threads>(own_x_smem, own.x, batch, head, row, is_real);
+  load_rows<rows, threads>(own_x_smem, own.x, batch, head, row, is_real);
   if constexpr (as_query) {
-    load_rows<rows, columns, threads>(
-        own_grad_out_smem, own.grad_out, batch, head, row,
-        [&](int step) { return state_of(own, batch_head, step).x < infinity; });
+    load_rows<rows, threads>(own_grad_out_smem, own.grad_out, batch, head, row, [&](int step) {
+      return state_of(own, batch_head, step).x < infinity;
+    });
   }
   if constexpr (as_key) {
-    load_rows<rows, columns, threads>(own_value_smem, own.value, batch, head, row, is_real);
+    load_rows<rows, threads>(own_value_smem, own.value, batch, head, row, is_real);
   }
   load_tile(tile, 0);
   cp_async_commit();
@@ -201,14 +205,14 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         of_tokens ? token_rows : RowsSeen(owner.windows[number], first_row, own.time, other.time);
     if (first_row < own.time && !seen.none(first, first + tile_steps)) {
       const int offset = stage * Smem::tile_bytes, place = stage * tile_steps;
-      const Tile<columns> x_smem{base + Smem::other_x + offset};
-      const Tile<columns> value_smem{base + Smem::other_value + offset};
-      const Tile<columns> grad_out_smem{base + Smem::other_grad_out + offset};
+      const HeadTile x_smem{base + Smem::other_x + offset};
+      const HeadTile value_smem{base + Smem::other_value + offset};
+      const HeadTile grad_out_smem{base + Smem::other_grad_out + offset};
 
       float scores_rmem[tile_steps / 8][4];  // (16, steps) = x (16, columns) x^T (columns, steps)
-      multiply_transposed<Element, tile_steps>(
-          scores_rmem, x_smem,
-          [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_x_smem, warp_row, step); });
+      multiply_transposed<tile_steps>(scores_rmem, x_smem, [&](int step, uint32_t (&a)[4]) {
+        load_fragment(a, own_x_smem, warp_row, step);
+      });
       float factor = problem.scale;
       if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
         hide<tile_steps>(scores_rmem, factor, bias_smem + place, seen, first,
@@ -224,10 +228,13 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       set_zero(grad_scores_rmem);
       if constexpr (as_query) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = dO (16, columns) v^T
-        multiply_transposed<Element, tile_steps>(
-            grad_weights_rmem, value_smem, [&](int step, uint32_t (&a)[4]) {
-              load_fragment(a, own_grad_out_smem, warp_row, step);
-            });
+        set_zero(grad_weights_rmem);
+        if (!constant_as_query) {
+          multiply_transposed<tile_steps>(grad_weights_rmem, value_smem,
+                                          [&](int step, uint32_t (&a)[4]) {
+                                            load_fragment(a, own_grad_out_smem, warp_row, step);
+                                          });
+        }
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
           bool keep[4] = {true, true, true, true};
@@ -248,9 +255,13 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       }
       if constexpr (as_key) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = v (16, columns) dO^T
-        multiply_transposed<Element, tile_steps>(
-            grad_weights_rmem, grad_out_smem,
-            [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_value_smem, warp_row, step); });
+        set_zero(grad_weights_rmem);
+        if (!constant_as_key) {
+          multiply_transposed<tile_steps>(grad_weights_rmem, grad_out_smem,
+                                          [&](int step, uint32_t (&a)[4]) {
+                                            load_fragment(a, own_value_smem, warp_row, step);
+                                          });
+        }
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
           bool keep[4] = {true, true, true, true};
@@ -272,12 +283,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
           }
         }
         // grad_value (16, gradients) += weights (16, steps) dO (steps, gradients)
-        accumulate<Element, tile_steps, gradients>(grad_value_rmem, scores_rmem, grad_out_smem,
-                                                   first_column);
+        accumulate<tile_steps, gradients>(grad_value_rmem, scores_rmem, grad_out_smem,
+                                          first_column);
       }
       // grad_x (16, gradients) += dS (16, steps) x (steps, gradients)
-      accumulate<Element, tile_steps, gradients>(grad_x_rmem, grad_scores_rmem, x_smem,
-                                                 first_column);
+      accumulate<tile_steps, gradients>(grad_x_rmem, grad_scores_rmem, x_smem, first_column);
       if (wants_decay) {
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
@@ -309,11 +319,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   }
   if (first_row >= own.time) return;
   const auto store = [&](const Rows& target, const auto& gradient_rmem, float scale) {
-    store_warp_rows<Element, gradients>(
-        own_x_smem, warp_row, target, batch, head, first_row, own.time, first_column,
-        [&](int n, int e) {
-          return own_bias[e / 2] > -infinity ? gradient_rmem[n][e] * scale : 0.0f;
-        });
+    store_warp_rows<gradients>(own_x_smem, warp_row, target, batch, head, first_row, own.time,
+                               first_column, [&](int n, int e) {
+                                 return own_bias[e / 2] > -infinity ? gradient_rmem[n][e] * scale
+                                                                    : 0.0f;
+                               });
   };
   store(owner.grad_x, grad_x_rmem, problem.grad_scale);
   if constexpr (as_key) store(owner.grad_value, grad_value_rmem, 1.0f);

@@ -52,6 +52,7 @@ template <class Element, int columns, int row_class>
 MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   using Smem = SharedSmem<columns, row_class>;
   using Range = SafeRange<Element>;
+  using HeadTile = Tile<Element, columns>;
   constexpr SharedConfig config = shared_config(row_class);
   constexpr int rows = config.rows(), threads = config.threads(), row_tiles = config.row_tiles;
   constexpr int tile = Smem::tile, strips = tile / 16, parts_stride = tile + 16;
@@ -65,7 +66,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   float* row_reference_smem = reinterpret_cast<float*>(smem + Smem::row_reference);
   float* warp_parts_smem = reinterpret_cast<float*>(smem + Smem::warp_parts);
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::column_bias);
-  const Tile<columns> a_smem{base + Smem::weights}, value_a_smem{base + Smem::value_a};
+  const HeadTile a_smem{base + Smem::weights}, value_a_smem{base + Smem::value_a};
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int quad = lane % 4, first_of_eight = lane / 4;
@@ -85,11 +86,10 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     if (number >= tile_count) return;
     const int offset = number % 2 * Smem::tile_bytes;
     // b, v_b (tile, columns)
-    load_rows<tile, columns, threads>(Tile<columns>{base + Smem::b + offset}, column_side.x, batch,
-                                      head, number * tile, column_visible);
-    load_rows<tile, columns, threads>(Tile<columns>{base + Smem::value_b + offset},
-                                      column_side.value, batch, head, number * tile,
-                                      column_visible);
+    load_rows<tile, threads>(HeadTile{base + Smem::b + offset}, column_side.x, batch, head,
+                             number * tile, column_visible);
+    load_rows<tile, threads>(HeadTile{base + Smem::value_b + offset}, column_side.value, batch,
+                             head, number * tile, column_visible);
   };
   for (int row = threadIdx.x; row < rows; row += threads) {
     row_bias_smem[row] = row_visible(row) ? 0.0f : hidden_row;
@@ -98,8 +98,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     bias_smem[column] = column_visible(column) ? 0.0f : -infinity;
   }
   // a, v_a (rows, columns)
-  load_rows<rows, columns, threads>(a_smem, row_side.x, batch, head, 0, row_visible);
-  load_rows<rows, columns, threads>(value_a_smem, row_side.value, batch, head, 0, row_visible);
+  load_rows<rows, threads>(a_smem, row_side.x, batch, head, 0, row_visible);
+  load_rows<rows, threads>(value_a_smem, row_side.value, batch, head, 0, row_visible);
   load_tile(0);
   cp_async_commit();
   cp_async_wait<0>();
@@ -121,7 +121,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   };
   // scores (16 row_tiles, 16) = a (16 row_tiles, columns) b^T of a strip of 16 columns
   const auto multiply_strip = [&](float (&scores)[row_tiles][2][4], uint32_t b_address, int strip) {
-    const Tile<columns> b_smem{b_address};
+    const HeadTile b_smem{b_address};
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
@@ -244,7 +244,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     }
     for (int number = 0; number < tile_count; ++number) {
       const uint32_t b_address = base + Smem::b + number % 2 * Smem::tile_bytes;
-      const Tile<columns> value_b_smem{base + Smem::value_b + number % 2 * Smem::tile_bytes};
+      const HeadTile value_b_smem{base + Smem::value_b + number % 2 * Smem::tile_bytes};
       load_tile(number + 1);
       cp_async_commit();
       cp_async_wait<1>();
@@ -359,12 +359,12 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
                 sum > 0.0f ? (log2_fast(sum) + point) * ln_2 : -infinity;
           }
         }
-        store_warp_rows<Element, warp_values>(
-            Tile<columns>{b_address}, tile_column, column_side.out, batch, head,
-            number * tile + tile_column, column_side.time, first_value, [&](int n, int e) {
-              const float factor = inverse[e / 2];
-              return factor == 0.0f ? 0.0f : out_b_rmem[n][e] * factor;
-            });
+        store_warp_rows<warp_values>(HeadTile{b_address}, tile_column, column_side.out, batch, head,
+                                     number * tile + tile_column, column_side.time, first_value,
+                                     [&](int n, int e) {
+                                       const float factor = inverse[e / 2];
+                                       return factor == 0.0f ? 0.0f : out_b_rmem[n][e] * factor;
+                                     });
       }
       __syncthreads();
     }
@@ -411,11 +411,11 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
       }
     }
     if (first_row >= row_side.time) continue;
-    store_warp_rows<Element, columns>(a_smem, first_row, row_side.out, batch, head, first_row,
-                                      row_side.time, 0, [&](int n, int e) {
-                                        const float factor = inverse[e / 2];
-                                        return factor == 0.0f ? 0.0f : out_rmem[m][n][e] * factor;
-                                      });
+    store_warp_rows<columns>(a_smem, first_row, row_side.out, batch, head, first_row, row_side.time,
+                             0, [&](int n, int e) {
+                               const float factor = inverse[e / 2];
+                               return factor == 0.0f ? 0.0f : out_rmem[m][n][e] * factor;
+                             });
   }
 }
 

@@ -35,11 +35,12 @@ MMER_DEVICE void row_state(const RowStateProblem& problem) {
 
   const float lse = read(side.lse, batch, head, step);
   const bool sees_a_key = lse > -infinity;
-  const uint16_t* out_gmem = head_rows(side.out, batch, head) + step * side.out.time_stride;
-  const uint16_t* grad_gmem =
-      head_rows(side.grad_out, batch, head) + step * side.grad_out.time_stride;
+  using Bits = typename Element::Bits;
+  const Bits* out_gmem = head_rows<Bits>(side.out, batch, head) + step * side.out.time_stride;
+  const Bits* grad_gmem =
+      head_rows<Bits>(side.grad_out, batch, head) + step * side.grad_out.time_stride;
   float correction = 0.0f;
-  for (int column = lane; column < side.out.dim; column += 32) {
+  for (int column = lane; column < side.out.dim && !side.constant; column += 32) {
     correction =
         fmaf(Element::unpack(out_gmem[column]), Element::unpack(grad_gmem[column]), correction);
   }
@@ -79,7 +80,7 @@ MMER_DEVICE void batch_sum(const BatchSumProblem& problem) {
   for (int batch = 0; batch < problem.batch; ++batch) {
     sum += problem.parts[batch * problem.count + place];
   }
-  static_cast<uint16_t*>(problem.sum)[place] = static_cast<uint16_t>(Element::pack(sum, 0.0f));
+  static_cast<typename Element::Bits*>(problem.sum)[place] = Element::round(sum);
 }
 
 // A warp for each head.

@@ -60,8 +60,8 @@ FORWARD = {
     ),
     "rows past the end are loaded": Mutation(
         "tile.h",
-        "visible(first + row) ? count * 2 : 0",
-        "count * 2",
+        "visible(first + row) ? count * Element::bytes : 0",
+        "count * Element::bytes",
         "out of bounds global",
     ),
     "rows past the end are stored": Mutation(
@@ -93,12 +93,17 @@ BACKWARD = {
 }
 
 
-def run_mutated(mutation: Mutation, folder: Path, operator: str, *, multiprocessors: int) -> None:
+def run_mutated(
+    mutation: Mutation,
+    folder: Path,
+    operator: str,
+    *,
+    multiprocessors: int,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     shutil.copytree(SOURCES.parent, folder / "csrc")
     mutation.apply(folder / "csrc")
-    case = make_pair(
-        operator, dtype=torch.bfloat16, batch=2, heads=1, time_a=70, time_b=150, masks=True
-    )
+    case = make_pair(operator, dtype=dtype, batch=2, heads=1, time_a=70, time_b=150, masks=True)
     expected = KernelFault if mutation.check else AssertionError
     machine = {"sources": folder / "csrc" / "cuda", "multiprocessors": multiprocessors}
     with emulated_backend(**machine), pytest.raises(expected) as failure:
@@ -107,6 +112,13 @@ def run_mutated(mutation: Mutation, folder: Path, operator: str, *, multiprocess
         assert not isinstance(failure.value, KernelFault), failure.value
     else:
         assert mutation.check in {finding.check for finding in failure.value.findings}
+
+
+@pytest.mark.parametrize("product", ["a_small, b_large", "a_large, b_small"])
+def test_single_tf32_is_not_enough(product: str, tmp_path: Path) -> None:
+    mutation = Mutation("elements.h", f"multiply(accumulator, {product});", "", None)
+    operator = "bidirectional_cross_attention"
+    run_mutated(mutation, tmp_path, operator, multiprocessors=1, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", FORWARD)
