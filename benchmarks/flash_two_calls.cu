@@ -67,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(128)
     if (row + warp_row < problem.queries) {
       const uint32_t stage = base + rows * columns * 2 + number % 2 * 2 * tile_bytes;
       float scores_rmem[tile / 8][4];
+      set_zero(scores_rmem);
       multiply_transposed<tile>(scores_rmem, HeadTile{stage}, [&](int step, uint32_t (&a)[4]) {
 #pragma unroll
         for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];

@@ -92,5 +92,6 @@ constexpr int shared_row_class(int rows, int columns) {
 }
 
 constexpr int small_kernel_threads = 128;
+constexpr int row_state_lanes = 8;  // for each row
 
 }  // namespace mmer::cuda

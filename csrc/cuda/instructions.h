@@ -112,6 +112,10 @@ MMER_DEVICE Value shuffle_xor(Value value, int lanes) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
 }
 
+MMER_DEVICE bool any_lane(bool condition) {
+  return __any_sync(0xFFFFFFFFu, condition);
+}
+
 // Over the four threads that hold one row of an accumulator.
 MMER_DEVICE float row_maximum(float x) {
   x = fmaxf(x, shuffle_xor(x, 1));

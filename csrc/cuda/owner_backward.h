@@ -51,6 +51,7 @@ struct Weighting {
   MMER_DEVICE Weighting(const Side& side, int batch)
       : visible(side.mask, batch, side.time),
         log_counts_gmem(side.log_counts ? side.log_counts + int64_t{batch} * side.time : nullptr) {}
+  MMER_DEVICE bool whole(int end) const { return visible.whole(end) && !log_counts_gmem; }
   MMER_DEVICE float operator()(int step) const {
     if (!visible(step)) return -infinity;
     return log_counts_gmem ? log_counts_gmem[step] : 0.0f;
@@ -105,6 +106,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         flags_smem, tokens, {own.mask, own.times, own.time}, {other.mask, other.times, other.time},
         batch, row, problem.extras.max_gap);
   }
+  // Nothing hides a step from all that could see it: only the end of a sequence has to be minded.
+  const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
   const auto next_tile = [&](int tile) {
     while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
     return tile;
@@ -114,17 +117,19 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     const int offset = stage * Smem::tile_bytes;
     const Weighting weighting(other, batch);
     const auto is_real = [&](int step) { return weighting(step) > -infinity; };
+    const bool whole = weighting.whole(first + tile_steps);
     // x (tile_steps, columns)
     load_rows<tile_steps, threads>(HeadTile{base + Smem::other_x + offset}, other.x, batch, head,
-                                   first, is_real);
+                                   first, whole, is_real);
     if constexpr (as_query) {
       load_rows<tile_steps, threads>(HeadTile{base + Smem::other_value + offset}, other.value,
-                                     batch, head, first, is_real);
+                                     batch, head, first, whole, is_real);
     }
     if constexpr (as_key) {
-      load_rows<tile_steps, threads>(
-          HeadTile{base + Smem::other_grad_out + offset}, other.grad_out, batch, head, first,
-          [&](int step) { return state_of(other, batch_head, step).x < infinity; });
+      load_rows<tile_steps, threads>(HeadTile{base + Smem::other_grad_out + offset}, other.grad_out,
+                                     batch, head, first, all_see && whole, [&](int step) {
+                                       return state_of(other, batch_head, step).x < infinity;
+                                     });
     }
     if (threadIdx.x < tile_steps) {
       const int step = first + threadIdx.x, place = stage * tile_steps + threadIdx.x;
@@ -150,15 +155,16 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting own_weighting(own, batch);
   const auto is_real = [&](int step) { return own_weighting(step) > -infinity; };
+  const bool own_whole = own_weighting.whole(row + rows);
   int tile = next_tile(0);
-  load_rows<rows, threads>(own_x_smem, own.x, batch, head, row, is_real);
+  load_rows<rows, threads>(own_x_smem, own.x, batch, head, row, own_whole, is_real);
   if constexpr (as_query) {
-    load_rows<rows, threads>(own_grad_out_smem, own.grad_out, batch, head, row, [&](int step) {
-      return state_of(own, batch_head, step).x < infinity;
-    });
+    load_rows<rows, threads>(
+        own_grad_out_smem, own.grad_out, batch, head, row, all_see && own_whole,
+        [&](int step) { return state_of(own, batch_head, step).x < infinity; });
   }
   if constexpr (as_key) {
-    load_rows<rows, threads>(own_value_smem, own.value, batch, head, row, is_real);
+    load_rows<rows, threads>(own_value_smem, own.value, batch, head, row, own_whole, is_real);
   }
   load_tile(tile, 0);
   cp_async_commit();
@@ -210,6 +216,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       const HeadTile grad_out_smem{base + Smem::other_grad_out + offset};
 
       float scores_rmem[tile_steps / 8][4];  // (16, steps) = x (16, columns) x^T (columns, steps)
+      set_zero(scores_rmem);
       multiply_transposed<tile_steps>(scores_rmem, x_smem, [&](int step, uint32_t (&a)[4]) {
         load_fragment(a, own_x_smem, warp_row, step);
       });
@@ -224,11 +231,17 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         factor = 1.0f;
       }
 
+      // dS; the gradients of P start at minus the correction, but where dropout scales them.
       float grad_scores_rmem[tile_steps / 8][4];
-      set_zero(grad_scores_rmem);
       if constexpr (as_query) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = dO (16, columns) v^T
-        set_zero(grad_weights_rmem);
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            grad_weights_rmem[n][e] = extras ? 0.0f : -own_correction[e / 2];
+          }
+        }
         if (!constant_as_query) {
           multiply_transposed<tile_steps>(grad_weights_rmem, value_smem,
                                           [&](int step, uint32_t (&a)[4]) {
@@ -249,13 +262,21 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
             if (extras && dropout.active()) {
               grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
             }
-            grad_scores_rmem[n][e] += weight * (grad_weight - own_correction[e / 2]);
+            if (extras) grad_weight -= own_correction[e / 2];
+            grad_scores_rmem[n][e] = weight * grad_weight;
           }
         }
       }
       if constexpr (as_key) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = v (16, columns) dO^T
-        set_zero(grad_weights_rmem);
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int column = place + n * 8 + lane % 4 * 2 + e % 2;
+            grad_weights_rmem[n][e] = extras ? 0.0f : -correction_smem[column];
+          }
+        }
         if (!constant_as_key) {
           multiply_transposed<tile_steps>(grad_weights_rmem, grad_out_smem,
                                           [&](int step, uint32_t (&a)[4]) {
@@ -271,14 +292,17 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int column = place + n * 8 + lane % 4 * 2 + e % 2;
+            const float bias = extras ? own_bias[e / 2] : 0.0f;  // padded rows are not stored
             const float weight =
-                exp2_fast(fmaf(scores_rmem[n][e], factor, own_bias[e / 2] - lse_smem[column]));
+                exp2_fast(fmaf(scores_rmem[n][e], factor, bias - lse_smem[column]));
             float grad_weight = grad_weights_rmem[n][e], kept_weight = weight;
             if (extras && dropout.active()) {
               grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
               kept_weight = keep[e] ? weight * problem.extras.keep_scale : 0.0f;
             }
-            grad_scores_rmem[n][e] += weight * (grad_weight - correction_smem[column]);
+            if (extras) grad_weight -= correction_smem[column];
+            grad_scores_rmem[n][e] =
+                as_query ? fmaf(weight, grad_weight, grad_scores_rmem[n][e]) : weight * grad_weight;
             scores_rmem[n][e] = kept_weight;
           }
         }

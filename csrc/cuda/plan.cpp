@@ -355,7 +355,8 @@ Plan state_plan(RowStateProblem& problem, const Shape& shape, Element element) {
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
   const int64_t steps = int64_t{problem.sides[0].time} + problem.sides[1].time;
-  return small_plan(KernelRole::row_state, element, steps * shape.batch_heads(), problem);
+  const int64_t warps = tiles_of(steps * shape.batch_heads(), 32 / row_state_lanes);
+  return small_plan(KernelRole::row_state, element, warps, problem);
 }
 
 float* new_state(const SequenceView& sequence, const Shape& shape, const Allocate& allocate) {

@@ -21,6 +21,11 @@ struct Tile {
     constexpr int places = pieces >= 8 ? 8 : pieces;
     return address + row * row_bytes + ((number ^ (row / rows_a_line & (places - 1))) << 4);
   }
+  // From an even piece of a row to the one `pieces` further, an even number, or the same from odd
+  // to odd: where all lanes go equally far, that is one instruction.
+  static MMER_DEVICE uint32_t advance(uint32_t piece_address, int pieces) {
+    return (piece_address ^ (pieces % 8 * 16)) + pieces / 8 * 128;
+  }
   MMER_DEVICE uint32_t element(int row, int column) const {
     return piece(row, column / piece_elements) + column % piece_elements * Element::bytes;
   }
@@ -44,41 +49,86 @@ MMER_DEVICE uint4 gather(const Bits* source, int count) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Starts to load the rows from `first` on; those that are not visible become zero, so that nothing
-// that stands in padding, NaN included, takes part in a product.
-template <int rows, int threads, class Element, int columns, class Visible>
-MMER_DEVICE void load_rows(Tile<Element, columns> tile_smem, const Rows& source, int batch,
-                           int head, int first, const Visible& visible) {
+// Element `number` of 16 bytes.
+template <class Element>
+MMER_DEVICE typename Element::Bits element_of(uint4 words, int number) {
+  const uint32_t parts[4] = {words.x, words.y, words.z, words.w};
+  constexpr int size = Element::bytes;
+  return static_cast<typename Element::Bits>(parts[number * size / 4] >> (number * size % 4 * 8));
+}
+
+// What a thread loads of the rows of one (batch, head): of every row_step-th row the same pieces.
+template <class Element, int columns, int threads>
+struct RowLoader {
   using Bits = typename Element::Bits;
-  constexpr int pieces = tile_smem.pieces, piece_elements = tile_smem.piece_elements;
-  constexpr int row_step = threads > pieces ? threads / pieces : 1;
+  using RowTile = Tile<Element, columns>;
+  static constexpr int pieces = RowTile::pieces, piece_elements = RowTile::piece_elements;
+  static constexpr int row_step = threads > pieces ? threads / pieces : 1;
   static_assert(threads % pieces == 0 || pieces % threads == 0,
                 "a thread keeps to its pieces of the rows");
-  const int first_row = threadIdx.x / pieces;
-  const int64_t stride = row_step * source.time_stride;
-  const Bits* first_gmem =
-      head_rows<Bits>(source, batch, head) + (first + first_row) * source.time_stride;
+
+  const Bits* row_gmem;
+  int64_t time_stride;
+  int dim;
+  bool aligned;
+
+  MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
+      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride),
+        time_stride(source.time_stride),
+        dim(source.dim),
+        aligned(source.aligned) {}
+
+  static MMER_DEVICE int first_row() { return threadIdx.x / pieces; }
+
+  // Starts to load the rows from `first` on; those that are not visible become zero, so that
+  // nothing that stands in padding, NaN included, takes part in a product. `whole` says that all
+  // are.
+  template <int rows, class Visible>
+  MMER_DEVICE void load(RowTile tile_smem, int first, bool whole, const Visible& visible) const {
 #pragma unroll
-  for (int turn = 0; turn < pieces; turn += threads) {
-    const int piece = turn + threadIdx.x % pieces;
-    const int count = max(min(source.dim - piece * piece_elements, piece_elements), 0);
-    const Bits* source_gmem = first_gmem + piece * piece_elements;
-    if (source.aligned) {
-#pragma unroll
-      for (int begin = 0; begin < rows; begin += row_step, source_gmem += stride) {
-        const int row = begin + first_row;
-        if (rows % row_step != 0 && row >= rows) break;
-        cp_async(tile_smem.piece(row, piece), source_gmem,
-                 visible(first + row) ? count * Element::bytes : 0);
-      }
-    } else {
+    for (int turn = 0; turn < pieces; turn += threads) {
+      const int piece = turn + threadIdx.x % pieces;
+      const int count = max(min(dim - piece * piece_elements, piece_elements), 0);
+      const Bits* source_gmem = row_gmem + first * time_stride + piece * piece_elements;
+      if (aligned && whole) {
+        each_row<rows>([&](int row) {
+          cp_async(tile_smem.piece(row, piece), source_gmem, count * Element::bytes);
+          source_gmem += row_step * time_stride;
+        });
+      } else if (aligned) {
+        each_row<rows>([&](int row) {
+          cp_async(tile_smem.piece(row, piece), source_gmem,
+                   visible(first + row) ? count * Element::bytes : 0);
+          source_gmem += row_step * time_stride;
+        });
+      } else {
 #pragma unroll 1
-      for (int row = first_row; row < rows; row += row_step, source_gmem += stride) {
-        store_shared(tile_smem.piece(row, piece),
-                     gather(source_gmem, visible(first + row) ? count : 0));
+        for (int row = first_row(); row < rows; row += row_step) {
+          store_shared(tile_smem.piece(row, piece),
+                       gather(source_gmem, visible(first + row) ? count : 0));
+          source_gmem += row_step * time_stride;
+        }
       }
     }
   }
+
+ private:
+  template <int rows, class Do>
+  static MMER_DEVICE void each_row(const Do& act) {
+#pragma unroll
+    for (int begin = 0; begin < rows; begin += row_step) {
+      const int row = begin + first_row();
+      if (rows % row_step != 0 && row >= rows) break;
+      act(row);
+    }
+  }
+};
+
+template <int rows, int threads, class Element, int columns, class Visible>
+MMER_DEVICE void load_rows(Tile<Element, columns> tile_smem, const Rows& source, int batch,
+                           int head, int first, bool whole, const Visible& visible) {
+  const RowLoader<Element, columns, threads> loader(source, batch, head);
+  loader.template load<rows>(tile_smem, first, whole, visible);
 }
 
 // Which of a sequence's steps are real.
@@ -94,6 +144,7 @@ struct Visibility {
   MMER_DEVICE bool operator()(int step) const {
     return step < time && (!mask_gmem || mask_gmem[step * stride]);
   }
+  MMER_DEVICE bool whole(int end) const { return end <= time && !mask_gmem; }
 };
 
 // Stores the 16 rows of a warp's accumulator, (16, columns), through its own rows of a tile in
@@ -144,13 +195,9 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
     if (target.aligned && column + piece_elements <= target.dim) {
       store_global(piece_gmem, words);
     } else {
-      const uint32_t parts[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
       for (int n = 0; n < piece_elements; ++n) {
-        if (column + n < target.dim) {
-          piece_gmem[n] =
-              static_cast<Bits>(parts[n * Element::bytes / 4] >> (n * Element::bytes % 4 * 8));
-        }
+        if (column + n < target.dim) piece_gmem[n] = element_of<Element>(words, n);
       }
     }
   }
