@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from mmer.kernels import chunk_summaries, chunked_attention
-from tests.error_rule import assert_within_error_rule, random_mask, random_tensor
+from tests.error_rule import random_mask, random_tensor
 from tests.kernels.cases import OPERATORS, PairCase, make_pair
 from tests.kernels.cuda.emulation import Machine, emulated_backend
+from tests.kernels.test_chunked_attention import check_error_rule as check_chunked_error_rule
+from tests.kernels.test_chunked_attention import make_options
 from tests.kernels.test_cross_attention import VARIANTS, check_error_rule, gradients
 from tests.ptx.compilers import has_nvcc
 
@@ -204,21 +206,14 @@ def test_chunked(options: dict[str, Any], summarised: bool, dtype: torch.dtype) 
 
 
 @elements
+@pytest.mark.parametrize("summarised", [False, True])
 @pytest.mark.usefixtures("machine")
-def test_chunked_error_rule(dtype: torch.dtype) -> None:
+def test_chunked_error_rule(dtype: torch.dtype, summarised: bool) -> None:
     inputs = tuple(
-        random_tensor(2, 1, 150, 64, dtype=dtype, seed=n).requires_grad_() for n in range(3)
+        random_tensor(2, 1, 150, 32, dtype=dtype, seed=n).requires_grad_() for n in range(3)
     )
-    options = {"chunk_size": 32, "lookback": 1, "mask": random_mask(2, 150, seed=4)}
-    results = []
-    for backend, wide in (("cuda", None), ("reference", None), ("reference", torch.float64)):
-        tensors = tuple(x.detach().to(wide or dtype).requires_grad_() for x in inputs)
-        out = chunked_attention(*tensors, **options, backend=backend)
-        results.append(((out,), gradients((out,), tensors)))
-    (ours, our_gradients), (plain, plain_gradients), (oracle, oracle_gradients) = results
-    # The reference computes in float32 and rounds once: plain PyTorch would be allowed more.
-    assert_within_error_rule(ours, plain, oracle, factor=4.0)
-    assert_within_error_rule(our_gradients, plain_gradients, oracle_gradients, factor=6.0)
+    options = make_options(150, chunk_size=32, masked=True, summarised=summarised)
+    check_chunked_error_rule(inputs, options, "cuda")
 
 
 @operators
