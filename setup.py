@@ -80,11 +80,13 @@ ARM_KERNELS: dict[str, list[str]] = {"portable": [], "neon": []}
 OTHER_KERNELS: dict[str, list[str]] = {"portable": []}
 # The CUDA kernels, compiled once for each type of elements. A virtual architecture (+PTX) is
 # compiled by the driver for GPUs that came later.
+CUDA_ELEMENTS = ("float32", "float16", "bfloat16")
 CUDA_KERNELS = [
-    f"csrc/cuda/{name}.cu"
+    (f"csrc/cuda/{name}.cu", element)
     for name in ("owner_backward", "directed_forward", "shared_forward", "small_kernels")
+    for element in CUDA_ELEMENTS
+    if (name, element) != ("shared_forward", "float32")
 ]
-CUDA_ELEMENTS = ("float16", "bfloat16")
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 OLDEST_ARCHITECTURE = 80
 NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
@@ -340,8 +342,7 @@ def cuda_needs() -> Needs:
         link_flags=[*operators.link_flags, str(runtimes[0]), "-ldl", "-lrt", "-lpthread"],
         kernels=[
             ([*nvcc, f"-DMMER_ELEMENT={element}"], source, f"{Path(source).stem}_{element}.o")
-            for source in CUDA_KERNELS
-            for element in CUDA_ELEMENTS
+            for source, element in CUDA_KERNELS
         ],
     )
 

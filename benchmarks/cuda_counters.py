@@ -2,6 +2,9 @@
 
     python -m benchmarks.cuda_counters
 
+The backward pass stands beside two calls of these kernels' own backward, which like ours adds up
+nothing by atomics: seven products a direction, where ours makes five for both roles of a row.
+
 Executed under emulation, never on a GPU: the counts are exact and the same on every machine. The
 times are **modelled** from them: the busiest multiprocessor's tensor cores, shared memory,
 exponentials and instruction issue, whichever takes longest, at 65 % of its peak; global memory at
@@ -12,13 +15,14 @@ as machine instructions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mmer.kernels import shared_cross_attention
+from mmer.kernels import bidirectional_cross_attention, shared_cross_attention
 from tests.error_rule import random_tensor
 from tests.kernels.cuda.emulation import SOURCES, emulated_backend
 from tests.ptx import Counters, Output, Struct, compile_cuda
@@ -99,6 +103,40 @@ def ours(tensors: tuple[torch.Tensor, ...], multiprocessors: int) -> tuple[Count
     return launch.counters, launch.plan.blocks
 
 
+def backward(tensors: tuple[torch.Tensor, ...], *, shared: bool) -> Counters:
+    """Counters of a backward pass; two calls leave two gradients of each ``qk``, not summed."""
+    qk_a, qk_b, v_a, v_b = (x.clone().requires_grad_() for x in tensors)
+    with emulated_backend(multiprocessors=1000) as machine:
+        if shared:
+            outputs = shared_cross_attention(qk_a, qk_b, v_a, v_b, backend="cuda")
+        else:
+            outputs = bidirectional_cross_attention(
+                qk_a, qk_a, v_a, qk_b, qk_b, v_b, backend="cuda"
+            )
+        machine.launches.clear()
+        gradients = [torch.randn_like(x) for x in outputs]
+        torch.autograd.grad(outputs, (qk_a, qk_b, v_a, v_b), gradients)
+    return sum((launch.counters for launch in machine.launches), Counters())
+
+
+def row(form: str, counters: Counters, base: Counters, times: Sequence[float] = ()) -> str:
+    """A line of the table."""
+    mma, ex2 = sum(counters.mma.values()), counters.instructions["ex2"]
+    wavefronts = sum(counters.wavefronts.values())
+    counted = (mma, ex2, counters.warp_instructions, wavefronts)
+    of_two = (
+        counters.warp_instructions / base.warp_instructions,
+        counters.global_bytes / base.global_bytes,
+    )
+    return (
+        f"  {form:<32}"
+        + "".join(f"{number / 1e3:>7.1f}k" for number in counted)
+        + f"{counters.global_bytes / 1024:>7.0f}"
+        + ("".join(f"{time:>10.1f}" for time in times) or " " * 10 * len(GPUS))
+        + "   {:.2f} x instr., {:.2f} x bytes".format(*of_two)
+    )
+
+
 def main() -> None:
     """Print the table."""
     print("per head, bfloat16, head_dim 64, executed under emulation; times modelled, see above")
@@ -109,27 +147,17 @@ def main() -> None:
             random_tensor(1, 1, time, HEAD_DIM, dtype=torch.bfloat16, seed=n)
             for n, time in enumerate((time_a, time_b, time_a, time_b))
         )
-        rows = {"two calls": (*two_calls(tensors), 2), "one launch": (*ours(tensors, 1000), 1)}
-        if min(time_a, time_b) <= 320:
-            rows["S once"] = (*ours(tensors, 1), 1)
         print(f"{name}, B{batch} H{heads} {time_a}x{time_b}")
-        base = rows["two calls"][0]
-        for form, (counters, blocks, launches) in rows.items():
-            mma = sum(counters.mma.values())
-            print(
-                f"  {form:<32}{mma / 1e3:>7.1f}k{counters.instructions['ex2'] / 1e3:>7.1f}k"
-                f"{counters.warp_instructions / 1e3:>7.1f}k"
-                f"{sum(counters.wavefronts.values()) / 1e3:>7.1f}k"
-                f"{counters.global_bytes / 1024:>7.0f}",
-                end="",
-            )
+        forms = {"two calls": (*two_calls(tensors), 2), "one launch": (*ours(tensors, 1000), 1)}
+        if min(time_a, time_b) <= 320:
+            forms["S once"] = (*ours(tensors, 1), 1)
+        base = forms["two calls"][0]
+        for form, (counters, blocks, launches) in forms.items():
             times = [gpu.modelled_us(counters, batch * heads, blocks, launches) for gpu in GPUS]
-            print("".join(f"{time:>10.1f}" for time in times), end="")
-            of_two = (
-                counters.warp_instructions / base.warp_instructions,
-                counters.global_bytes / base.global_bytes,
-            )
-            print("   {:.2f} x instr., {:.2f} x bytes".format(*of_two))
+            print(row(form, counters, base, times))
+        base = backward(tensors, shared=False)
+        print(row("two calls, backward", base, base))
+        print(row("S once for each row, backward", backward(tensors, shared=True), base))
 
 
 if __name__ == "__main__":

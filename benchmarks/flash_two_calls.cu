@@ -21,14 +21,15 @@ extern "C" __global__ void __launch_bounds__(128)
     flash_call(const __grid_constant__ FlashProblem problem) {
   constexpr int columns = 64, rows = 64, tile = 64, threads = 128;
   constexpr int tile_bytes = tile * columns * 2;
+  using HeadTile = Tile<bfloat16, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
   const uint32_t base = shared_address(smem);
-  const Tile<columns> q_smem{base};
+  const HeadTile q_smem{base};
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
   const int blocks = (problem.queries + rows - 1) / rows;
   const int head = blockIdx.x / blocks, row = blockIdx.x % blocks * rows;
 
-  const auto load = [&](Tile<columns> target, const uint16_t* source, int first, int length) {
+  const auto load = [&](HeadTile target, const uint16_t* source, int first, int length) {
     const int piece = threadIdx.x % 8;
     const uint16_t* source_gmem =
         source + (static_cast<int64_t>(head) * length + first + threadIdx.x / 8) * columns +
@@ -41,8 +42,8 @@ extern "C" __global__ void __launch_bounds__(128)
   };
   const auto load_tile = [&](int number) {
     const uint32_t stage = base + rows * columns * 2 + number % 2 * 2 * tile_bytes;
-    load(Tile<columns>{stage}, problem.key, number * tile, problem.keys);
-    load(Tile<columns>{stage + tile_bytes}, problem.value, number * tile, problem.keys);
+    load(HeadTile{stage}, problem.key, number * tile, problem.keys);
+    load(HeadTile{stage + tile_bytes}, problem.value, number * tile, problem.keys);
   };
   load(q_smem, problem.query, row, problem.queries);
   load_tile(0);
@@ -66,11 +67,11 @@ extern "C" __global__ void __launch_bounds__(128)
     if (row + warp_row < problem.queries) {
       const uint32_t stage = base + rows * columns * 2 + number % 2 * 2 * tile_bytes;
       float scores_rmem[tile / 8][4];
-      multiply_transposed<bfloat16, tile>(scores_rmem, Tile<columns>{stage},
-                                          [&](int step, uint32_t (&a)[4]) {
+      set_zero(scores_rmem);
+      multiply_transposed<tile>(scores_rmem, HeadTile{stage}, [&](int step, uint32_t (&a)[4]) {
 #pragma unroll
-                                            for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
-                                          });
+        for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
+      });
       if ((number + 1) * tile > problem.keys) {
 #pragma unroll
         for (int n = 0; n < tile / 8; ++n) {
@@ -107,8 +108,7 @@ extern "C" __global__ void __launch_bounds__(128)
           }
         }
       }
-      accumulate<bfloat16, tile, columns>(out_rmem, scores_rmem, Tile<columns>{stage + tile_bytes},
-                                          0);
+      accumulate<tile, columns>(out_rmem, scores_rmem, HeadTile{stage + tile_bytes}, 0);
     }
     __syncthreads();
   }
@@ -129,9 +129,8 @@ extern "C" __global__ void __launch_bounds__(128)
   if (first_row >= problem.queries) return;
   const Rows target{
       problem.out, 0, static_cast<int64_t>(problem.queries) * columns, columns, columns, 1, 0};
-  store_warp_rows<bfloat16, columns>(q_smem, warp_row, target, 0, head, first_row, problem.queries,
-                                     0,
-                                     [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
+  store_warp_rows<columns>(q_smem, warp_row, target, 0, head, first_row, problem.queries, 0,
+                           [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
 }
 
 }  // namespace mmer::cuda

@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <map>
 #include <stdexcept>
+#include <string>
 
 #include "plan.h"
 
@@ -30,6 +32,9 @@ Allocate allocate_with(const std::function<uintptr_t(std::size_t)>& allocate) {
   return [allocate](std::size_t bytes) { return reinterpret_cast<void*>(allocate(bytes)); };
 }
 
+const std::map<std::string, Element> elements = {
+    {"float16", Element::float16}, {"bfloat16", Element::bfloat16}, {"float32", Element::float32}};
+
 using PythonAllocate = std::function<uintptr_t(std::size_t)>;
 
 }  // namespace
@@ -47,10 +52,12 @@ void bind_plans(py::module_& module) {
       .def_readwrite("grad_decay", &CallOptions::grad_decay)
       .def("set_element",
            [](CallOptions& options, const std::string& name) {
-             if (name != "float16" && name != "bfloat16") {
-               throw std::invalid_argument("element must be float16 or bfloat16, got " + name);
+             const auto found = elements.find(name);
+             if (found == elements.end()) {
+               throw std::invalid_argument("element must be float16, bfloat16 or float32, got " +
+                                           name);
              }
-             options.element = name == "float16" ? Element::float16 : Element::bfloat16;
+             options.element = found->second;
            })
       .def("set_dropout_seed", [](CallOptions& options, uintptr_t data) {
         options.dropout_seed = reinterpret_cast<const int64_t*>(data);

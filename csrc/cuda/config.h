@@ -32,15 +32,24 @@ constexpr int blocks_a_multiprocessor(Config config, bool extras) {
                                                       : config.blocks_a_multiprocessor;
 }
 
-// 64 queries a block, so that a head of 300 steps makes ten blocks in two directions.
-constexpr Config forward_config(int columns) {
+// 64 queries a block, so that a head of 300 steps makes ten blocks in two directions. float32 takes
+// twice the shared memory, of which a block has 99 KiB at the least, and the same registers.
+constexpr Config forward_config(int columns, int element_bytes) {
+  if (element_bytes == 4) {
+    if (columns <= 64) return {4, 32, 3};
+    return columns == 128 ? Config{4, 16, 2} : Config{2, 8, 1};
+  }
   if (columns <= 64) return {4, 64, 3};
   if (columns == 128) return {4, 64, 2};
   // 32 keys: the sums alone are 128 registers a thread, and two stages must fit into 99 KiB.
   return {4, 32, 1};
 }
 
-constexpr Config backward_config(int columns) {
+constexpr Config backward_config(int columns, int element_bytes) {
+  if (element_bytes == 4) {
+    if (columns <= 64) return {4, 16, 2};
+    return columns == 128 ? Config{2, 16, 1} : Config{1, 8, 1};
+  }
   if (columns <= 64) return {4, 32, 2};
   if (columns == 128) return {4, 32, 1};
   // Half the rows: three tiles of them stay in shared memory.
@@ -49,8 +58,8 @@ constexpr Config backward_config(int columns) {
 
 // Columns of the gradients that a block of the backward kernel sums up; the others are another
 // block's. More of two gradients would not fit into the registers.
-constexpr int gradient_columns(int columns, bool extras) {
-  const int most = extras ? 64 : 128;
+constexpr int gradient_columns(int columns, int element_bytes, bool extras) {
+  const int most = extras || element_bytes == 4 ? 64 : 128;
   return columns < most ? columns : most;
 }
 
@@ -83,5 +92,6 @@ constexpr int shared_row_class(int rows, int columns) {
 }
 
 constexpr int small_kernel_threads = 128;
+constexpr int row_state_lanes = 8;  // for each row
 
 }  // namespace mmer::cuda

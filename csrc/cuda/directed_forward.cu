@@ -5,12 +5,13 @@
 
 namespace mmer::cuda {
 
-#define MMER_KERNEL(columns, extras, suffix)                                                       \
-  extern "C" __global__ void __launch_bounds__(                                                    \
-      forward_config(columns).threads(), blocks_a_multiprocessor(forward_config(columns), extras)) \
-      MMER_KERNEL_NAME(directed_forward, columns,                                                  \
-                       suffix)(const __grid_constant__ ForwardProblem problem) {                   \
-    directed_forward<MMER_ELEMENT, columns, extras>(problem);                                      \
+#define MMER_KERNEL(columns, extras, suffix)                                         \
+  extern "C" __global__ void __launch_bounds__(                                      \
+      forward_config(columns, MMER_ELEMENT::bytes).threads(),                        \
+      blocks_a_multiprocessor(forward_config(columns, MMER_ELEMENT::bytes), extras)) \
+      MMER_KERNEL_NAME(directed_forward, columns,                                    \
+                       suffix)(const __grid_constant__ ForwardProblem problem) {     \
+    directed_forward<MMER_ELEMENT, columns, extras>(problem);                        \
   }
 MMER_FOR_EACH_CLASS(MMER_KERNEL)
 #undef MMER_KERNEL

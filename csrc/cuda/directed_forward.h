@@ -13,11 +13,16 @@
 
 namespace mmer::cuda {
 
-template <int columns>
+// The exponents of a row are taken relative to a reference, which moves to the row's maximum only
+// where that has left it by more than the slack: what is summed up is rarely rescaled then.
+constexpr float reference_slack = 8.0f;
+constexpr float lowest_reference = -3e38f;
+
+template <class Element, int columns>
 struct ForwardSmem {
-  static constexpr Config config = forward_config(columns);
-  static constexpr int q_bytes = config.rows() * columns * 2;
-  static constexpr int tile_bytes = config.tile * columns * 2;
+  static constexpr Config config = forward_config(columns, Element::bytes);
+  static constexpr int q_bytes = config.rows() * columns * Element::bytes;
+  static constexpr int tile_bytes = config.tile * columns * Element::bytes;
   static constexpr int k = q_bytes;                     // two stages
   static constexpr int v = k + 2 * tile_bytes;          // two stages
   static constexpr int bias = v + 2 * tile_bytes;       // two stages of floats
@@ -25,17 +30,42 @@ struct ForwardSmem {
   static constexpr int flags = times + 8 * config.tile;
 };
 
+// What a thread reads of the keys of a segment.
+template <class Element, int columns, bool extras>
+struct KeyReader {
+  RowLoader<Element, columns, forward_config(columns, Element::bytes).threads()> key, value;
+  Visibility visible;
+  const Steps& times;
+  const float* log_counts_gmem;  // of summaries
+
+  MMER_DEVICE KeyReader(const Segment& segment, int batch, int head)
+      : key(segment.key, batch, head),
+        value(segment.value, batch, head),
+        visible(segment.mask, batch, segment.time),
+        times(segment.times),
+        log_counts_gmem(segment.log_counts ? segment.log_counts + int64_t{batch} * segment.time
+                                           : nullptr) {}
+  MMER_DEVICE bool whole(int end) const {
+    return visible.whole(end) && !(extras && log_counts_gmem);
+  }
+  MMER_DEVICE float bias(int step) const {
+    return extras && log_counts_gmem ? log_counts_gmem[step] : 0.0f;
+  }
+  MMER_DEVICE bool sees(int step) const { return visible(step) && bias(step) > -infinity; }
+};
+
 template <class Element, int columns, bool extras>
 MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
-  constexpr Config config = forward_config(columns);
+  constexpr Config config = forward_config(columns, Element::bytes);
   constexpr int rows = config.rows(), keys = config.tile;
-  using Smem = ForwardSmem<columns>;
+  using Smem = ForwardSmem<Element, columns>;
+  using HeadTile = Tile<Element, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
   float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
   uint8_t* flags_smem = smem + Smem::flags;
   const uint32_t base = shared_address(smem);
-  const Tile<columns> q_smem{base};
+  const HeadTile q_smem{base};
 
   const int lane = threadIdx.x % 32;
   const int tiles_of_head = problem.directions[0].tiles + problem.directions[1].tiles;
@@ -63,48 +93,44 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         flags_smem, tokens, {direction.mask, direction.times, direction.time},
         {segment.mask, segment.times, segment.time}, batch, row, problem.extras.max_gap);
   }
+  // The largest score gives the largest logit only where the scale is not negative.
+  const bool always_hides = timed || problem.scale < 0.0f;
+  const bool by_position = hides_by_position(direction.segments[0].window, direction.time);
   const auto next_tile = [&](int tile) {
     while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
     return tile;
   };
 
   // k, v (keys, columns) and what is known of each key
-  const auto load_segment = [&](const Segment& segment, int first, int stage) {
-    const Visibility visible(segment.mask, batch, segment.time);
-    const float* log_counts = segment.log_counts;
-    if (extras && log_counts) log_counts += static_cast<int64_t>(batch) * segment.time;
-    const auto seen = [&](int key) {
-      return visible(key) && !(extras && log_counts && log_counts[key] == -infinity);
-    };
-    load_rows<keys, columns, config.threads()>(
-        Tile<columns>{base + Smem::k + stage * Smem::tile_bytes}, segment.key, batch, head, first,
-        seen);
-    load_rows<keys, columns, config.threads()>(
-        Tile<columns>{base + Smem::v + stage * Smem::tile_bytes}, segment.value, batch, head, first,
-        seen);
-    if (threadIdx.x < keys) {
-      const int key = first + threadIdx.x;
+  const auto load_keys = [&](const KeyReader<Element, columns, extras>& reader, int first,
+                             int stage) {
+    const bool whole = reader.whole(first + keys);
+    const auto seen = [&](int key) { return reader.sees(key); };
+    const int offset = stage * Smem::tile_bytes;
+    reader.key.template load<keys>(HeadTile{base + Smem::k + offset}, first, whole, seen);
+    reader.value.template load<keys>(HeadTile{base + Smem::v + offset}, first, whole, seen);
+    if (threadIdx.x < keys && (always_hides || by_position || !whole)) {
+      const int key = first + threadIdx.x, place = stage * keys + threadIdx.x;
       const bool is_seen = seen(key);
-      const float bias = extras && is_seen && log_counts ? log_counts[key] : 0.0f;
-      bias_smem[stage * keys + threadIdx.x] = is_seen ? bias : -infinity;
-      if (timed) {
-        times_smem[stage * keys + threadIdx.x] = time_of(segment.times, batch, key, is_seen);
-      }
+      bias_smem[place] = is_seen ? reader.bias(key) : -infinity;
+      if (timed) times_smem[place] = time_of(reader.times, batch, key, is_seen);
     }
   };
+  const KeyReader<Element, columns, extras> token_reader(direction.segments[0], batch, head);
   const auto load_tile = [&](int tile, int stage) {
     if (tile < tokens.count) {
-      load_segment(direction.segments[0], tokens.first + tile * keys, stage);
+      load_keys(token_reader, tokens.first + tile * keys, stage);
     } else if (extras && tile < tile_count) {
-      load_segment(direction.segments[1], summaries.first + (tile - tokens.count) * keys, stage);
+      const KeyReader<Element, columns, extras> reader(direction.segments[1], batch, head);
+      load_keys(reader, summaries.first + (tile - tokens.count) * keys, stage);
     }
   };
 
   const Visibility query_visible(direction.mask, batch, direction.time);
   int tile = next_tile(0);
   // q (rows, columns)
-  load_rows<rows, columns, config.threads()>(q_smem, direction.query, batch, head, row,
-                                             query_visible);
+  load_rows<rows, config.threads()>(q_smem, direction.query, batch, head, row,
+                                    query_visible.whole(row + rows), query_visible);
   load_tile(tile, 0);
   cp_async_commit();
 
@@ -126,11 +152,12 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
 
   float out_rmem[columns / 8][4];  // (16, columns) of the warp
   set_zero(out_rmem);
-  float row_max[2] = {-infinity, -infinity};
+  // Of the exponents of each row. A row that has seen no key yet starts below all logits.
+  float reference[2] = {lowest_reference, lowest_reference};
   float row_sum[2] = {0.0f, 0.0f};  // of this thread's columns
-  // Beyond 128 columns the queries stay in shared memory: the sums need the registers.
-  constexpr bool holds_queries = columns <= 128;
-  uint32_t q_rmem[holds_queries ? columns / 16 : 1][4];
+  // Wide queries stay in shared memory: the sums need the registers.
+  constexpr bool holds_queries = columns * Element::bytes <= 256;
+  uint32_t q_rmem[holds_queries ? steps_of<Element, columns> : 1][4];
   bool have_queries = false;
 
   for (int stage = 0; tile < tile_count; stage ^= 1) {
@@ -141,7 +168,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     __syncthreads();
     if (holds_queries && !have_queries) {
 #pragma unroll
-      for (int step = 0; step < columns / 16; ++step) {
+      for (int step = 0; step < steps_of<Element, columns>; ++step) {
         load_fragment(q_rmem[holds_queries ? step : 0], q_smem, warp_row, step);
       }
       have_queries = true;
@@ -154,10 +181,11 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     const RowsSeen seen =
         of_tokens ? token_rows : RowsSeen(segment.window, first_row, direction.time, segment.time);
     if (first_row < direction.time && !seen.none(first_key, first_key + keys)) {
-      const Tile<columns> k_smem{base + Smem::k + stage * Smem::tile_bytes};
-      const Tile<columns> v_smem{base + Smem::v + stage * Smem::tile_bytes};
+      const HeadTile k_smem{base + Smem::k + stage * Smem::tile_bytes};
+      const HeadTile v_smem{base + Smem::v + stage * Smem::tile_bytes};
       float scores_rmem[keys / 8][4];  // (16, keys) = q (16, columns) k^T (columns, keys)
-      multiply_transposed<Element, keys>(scores_rmem, k_smem, [&](int step, uint32_t (&a)[4]) {
+      set_zero(scores_rmem);
+      multiply_transposed<keys>(scores_rmem, k_smem, [&](int step, uint32_t (&a)[4]) {
         if constexpr (holds_queries) {
 #pragma unroll
           for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
@@ -166,7 +194,8 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       });
       float factor = problem.scale;
-      if (timed || !of_tokens || segment.mask.data || !seen.whole(first_key, first_key + keys)) {
+      if (always_hides || !of_tokens || !token_reader.whole(first_key + keys) ||
+          !seen.whole(first_key, first_key + keys)) {
         hide<keys>(scores_rmem, factor, bias_smem + stage * keys, seen, first_key,
                    hides_by_position(segment.window, direction.time));
         if (timed) {
@@ -176,6 +205,8 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         factor = 1.0f;
       }
 
+      float new_reference[2];
+      bool moves = false;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float tile_max = -infinity;
@@ -183,25 +214,31 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         for (int n = 0; n < keys / 8; ++n) {
           tile_max = fmaxf(tile_max, fmaxf(scores_rmem[n][2 * half], scores_rmem[n][2 * half + 1]));
         }
-        const float new_max = fmaxf(row_max[half], row_maximum(tile_max) * factor);
-        // A row that has seen no key yet has no reference: 0 keeps the exponents -inf.
-        const float reference = new_max == -infinity ? 0.0f : new_max;
-        const float shrink = exp2_fast(row_max[half] - reference);
-        row_max[half] = new_max;
-        row_sum[half] *= shrink;
+        tile_max = row_maximum(tile_max) * factor;
+        const bool too_low = tile_max > reference[half] + reference_slack;
+        new_reference[half] = too_low ? tile_max : reference[half];
+        moves = moves || too_low;
+      }
+      if (any_lane(moves)) {
 #pragma unroll
-        for (int n = 0; n < columns / 8; ++n) {
-          out_rmem[n][2 * half] *= shrink;
-          out_rmem[n][2 * half + 1] *= shrink;
-        }
+        for (int half = 0; half < 2; ++half) {
+          const float shrink = exp2_fast(reference[half] - new_reference[half]);
+          reference[half] = new_reference[half];
+          row_sum[half] *= shrink;
 #pragma unroll
-        for (int n = 0; n < keys / 8; ++n) {
-#pragma unroll
-          for (int e = 2 * half; e < 2 * half + 2; ++e) {
-            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, -reference));
-            row_sum[half] += weight;
-            scores_rmem[n][e] = weight;
+          for (int n = 0; n < columns / 8; ++n) {
+            out_rmem[n][2 * half] *= shrink;
+            out_rmem[n][2 * half + 1] *= shrink;
           }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < keys / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, -reference[e / 2]));
+          row_sum[e / 2] += weight;
+          scores_rmem[n][e] = weight;
         }
       }
       if (extras && dropout.active()) {
@@ -214,7 +251,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       }
       // out (16, columns) += weights (16, keys) v (keys, columns)
-      accumulate<Element, keys, columns>(out_rmem, scores_rmem, v_smem, 0);
+      accumulate<keys, columns>(out_rmem, scores_rmem, v_smem, 0);
     }
     __syncthreads();
     tile = following;
@@ -231,17 +268,14 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     inverse[half] = sees_a_key ? 1.0f / sum : 0.0f;
     if (lane % 4 == 0 && query < direction.time) {
       direction.lse[static_cast<int64_t>(batch_head) * direction.time + query] =
-          sees_a_key ? (row_max[half] + log2_fast(sum)) * ln_2 : -infinity;
+          sees_a_key ? (reference[half] + log2_fast(sum)) * ln_2 : -infinity;
     }
     if (extras && dropout.active()) inverse[half] *= problem.extras.keep_scale;
   }
   if (first_row >= direction.time) return;
-  store_warp_rows<Element, columns>(q_smem, warp_row, direction.out, batch, head, first_row,
-                                    direction.time, 0, [&](int n, int e) {
-                                      // 0 times what stands in padding need not be 0.
-                                      const float factor = inverse[e / 2];
-                                      return factor == 0.0f ? 0.0f : out_rmem[n][e] * factor;
-                                    });
+  clear_rows(out_rmem, inverse);
+  store_warp_rows<columns>(q_smem, warp_row, direction.out, batch, head, first_row, direction.time,
+                           0, [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
 }
 
 }  // namespace mmer::cuda

@@ -8,48 +8,6 @@
 
 namespace mmer::cuda {
 
-// Elements are moved as bits; these name how the tensor cores read them.
-struct float16 {
-  static MMER_DEVICE uint32_t pack(float low, float high) {
-    uint32_t packed;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-  }
-  static MMER_DEVICE float unpack(uint16_t bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
-  }
-  // accumulator (16, 8) += a (16, 16) b (16, 8)
-  static MMER_DEVICE void mma(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b_low,
-                              uint32_t b_high) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
-  }
-};
-
-struct bfloat16 {
-  static MMER_DEVICE uint32_t pack(float low, float high) {
-    uint32_t packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-  }
-  static MMER_DEVICE float unpack(uint16_t bits) {
-    return __uint_as_float(static_cast<uint32_t>(bits) << 16);
-  }
-  static MMER_DEVICE void mma(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b_low,
-                              uint32_t b_high) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(accumulator[0]), "+f"(accumulator[1]), "+f"(accumulator[2]), "+f"(accumulator[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b_low), "r"(b_high));
-  }
-};
-
 MMER_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
@@ -78,6 +36,13 @@ MMER_DEVICE void ldmatrix(uint32_t (&fragment)[4], uint32_t address) {
                : "memory");
 }
 
+MMER_DEVICE void ldmatrix(uint32_t (&fragment)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(fragment[0]), "=r"(fragment[1])
+               : "r"(address)
+               : "memory");
+}
+
 MMER_DEVICE void ldmatrix_transposed(uint32_t (&fragment)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
@@ -97,10 +62,21 @@ MMER_DEVICE void store_shared(uint32_t address, uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
+MMER_DEVICE void store_shared(uint32_t address, float2 pair) {
+  asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(pair.x), "f"(pair.y)
+               : "memory");
+}
+
 MMER_DEVICE void store_shared(uint32_t address, uint4 words) {
   asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(words.x), "r"(words.y),
                "r"(words.z), "r"(words.w)
                : "memory");
+}
+
+MMER_DEVICE uint32_t load_shared_word(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
 }
 
 MMER_DEVICE uint4 load_shared(uint32_t address) {
@@ -134,6 +110,10 @@ MMER_DEVICE float log2_fast(float x) {
 template <class Value>
 MMER_DEVICE Value shuffle_xor(Value value, int lanes) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
+}
+
+MMER_DEVICE bool any_lane(bool condition) {
+  return __any_sync(0xFFFFFFFFu, condition);
 }
 
 // Over the four threads that hold one row of an accumulator.

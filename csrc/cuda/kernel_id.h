@@ -4,7 +4,11 @@
 
 namespace mmer::cuda {
 
-enum class Element { float16, bfloat16 };
+enum class Element { float16, bfloat16, float32 };
+
+constexpr int bytes_of(Element element) {
+  return element == Element::float32 ? 4 : 2;
+}
 
 enum class KernelRole {
   directed_forward,

@@ -24,7 +24,7 @@
 #define MMER_FOR_BOTH(X, columns) X(columns, false, plain) X(columns, true, extras)
 
 // The function that a source exports: the address of one of its kernels, nullptr if it has none.
-// MMER_FINDER(directed_forward) is find_directed_forward_float16 or _bfloat16.
+// MMER_FINDER(directed_forward) is find_directed_forward_float16, for example.
 #define MMER_JOIN_FINDER(source, element) find_##source##_##element
 #define MMER_EXPAND_FINDER(source, element) MMER_JOIN_FINDER(source, element)
 #define MMER_FINDER(source) MMER_EXPAND_FINDER(source, MMER_ELEMENT)

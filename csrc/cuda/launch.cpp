@@ -8,33 +8,48 @@
 namespace mmer::cuda {
 
 // Exported by the kernels' sources, which are compiled once for each element type.
-const void* find_directed_forward_float16(const KernelId& kernel);
-const void* find_directed_forward_bfloat16(const KernelId& kernel);
-const void* find_shared_forward_float16(const KernelId& kernel);
-const void* find_shared_forward_bfloat16(const KernelId& kernel);
-const void* find_owner_backward_float16(const KernelId& kernel);
-const void* find_owner_backward_bfloat16(const KernelId& kernel);
-const void* find_small_kernels_float16(const KernelId& kernel);
-const void* find_small_kernels_bfloat16(const KernelId& kernel);
+#define MMER_DECLARE(element)                                      \
+  const void* find_directed_forward_##element(const KernelId& id); \
+  const void* find_owner_backward_##element(const KernelId& id);   \
+  const void* find_small_kernels_##element(const KernelId& id);
+MMER_DECLARE(float16)
+MMER_DECLARE(bfloat16)
+MMER_DECLARE(float32)
+#undef MMER_DECLARE
+const void* find_shared_forward_float16(const KernelId& id);
+const void* find_shared_forward_bfloat16(const KernelId& id);
 
 namespace {
 
+using Find = const void* (*)(const KernelId&);
+
+struct Finders {
+  Find directed_forward, owner_backward, small_kernels, shared_forward;
+};
+
+const Finders& finders_of(Element element) {
+#define MMER_FINDERS(element) \
+  find_directed_forward_##element, find_owner_backward_##element, find_small_kernels_##element
+  static const Finders finders[] = {{MMER_FINDERS(float16), find_shared_forward_float16},
+                                    {MMER_FINDERS(bfloat16), find_shared_forward_bfloat16},
+                                    {MMER_FINDERS(float32), nullptr}};
+#undef MMER_FINDERS
+  return finders[static_cast<int>(element)];
+}
+
 const void* find_kernel(const KernelId& kernel) {
-  const bool is_float16 = kernel.element == Element::float16;
+  const Finders& finders = finders_of(kernel.element);
   switch (kernel.role) {
     case KernelRole::directed_forward:
-      return is_float16 ? find_directed_forward_float16(kernel)
-                        : find_directed_forward_bfloat16(kernel);
+      return finders.directed_forward(kernel);
     case KernelRole::shared_forward:
-      return is_float16 ? find_shared_forward_float16(kernel)
-                        : find_shared_forward_bfloat16(kernel);
+      return finders.shared_forward ? finders.shared_forward(kernel) : nullptr;
     case KernelRole::query_backward:
     case KernelRole::key_backward:
     case KernelRole::shared_backward:
-      return is_float16 ? find_owner_backward_float16(kernel)
-                        : find_owner_backward_bfloat16(kernel);
+      return finders.owner_backward(kernel);
     default:
-      return is_float16 ? find_small_kernels_float16(kernel) : find_small_kernels_bfloat16(kernel);
+      return finders.small_kernels(kernel);
   }
 }
 

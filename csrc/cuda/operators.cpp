@@ -89,10 +89,13 @@ class Launcher {
 CallOptions call_options(const Tensor& first, double scale, double dropout_p,
                          const MaybeTensor& dropout_seed) {
   const ScalarType dtype = first.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                  "the CUDA kernels take float16 and bfloat16");
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Half || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float,
+      "the CUDA kernels take float16, bfloat16 and float32");
   CallOptions options;
-  options.element = dtype == ScalarType::Half ? Element::float16 : Element::bfloat16;
+  options.element = dtype == ScalarType::Half       ? Element::float16
+                    : dtype == ScalarType::BFloat16 ? Element::bfloat16
+                                                    : Element::float32;
   options.scale = scale;
   options.dropout_p = dropout_p;
   if (dropout_seed && dropout_p > 0.0) {

@@ -7,8 +7,8 @@ namespace mmer::cuda {
 
 #define MMER_ROLE(role, as_query, as_key, columns, extras, suffix)                               \
   extern "C" __global__ void __launch_bounds__(                                                  \
-      backward_config(columns).threads(),                                                        \
-      blocks_a_multiprocessor(backward_config(columns), extras))                                 \
+      backward_config(columns, MMER_ELEMENT::bytes).threads(),                                   \
+      blocks_a_multiprocessor(backward_config(columns, MMER_ELEMENT::bytes), extras))            \
       MMER_KERNEL_NAME(role, columns, suffix)(const __grid_constant__ BackwardProblem problem) { \
     owner_backward<MMER_ELEMENT, columns, as_query, as_key, extras>(problem);                    \
   }

@@ -17,11 +17,11 @@
 
 namespace mmer::cuda {
 
-template <int columns, bool as_query, bool as_key>
+template <class Element, int columns, bool as_query, bool as_key>
 struct BackwardSmem {
-  static constexpr Config config = backward_config(columns);
-  static constexpr int own_bytes = config.rows() * columns * 2;
-  static constexpr int tile_bytes = config.tile * columns * 2;
+  static constexpr Config config = backward_config(columns, Element::bytes);
+  static constexpr int own_bytes = config.rows() * columns * Element::bytes;
+  static constexpr int tile_bytes = config.tile * columns * Element::bytes;
   static constexpr int own_x = 0;
   static constexpr int own_grad_out = own_x + own_bytes;
   static constexpr int own_value = own_grad_out + as_query * own_bytes;
@@ -51,6 +51,7 @@ struct Weighting {
   MMER_DEVICE Weighting(const Side& side, int batch)
       : visible(side.mask, batch, side.time),
         log_counts_gmem(side.log_counts ? side.log_counts + int64_t{batch} * side.time : nullptr) {}
+  MMER_DEVICE bool whole(int end) const { return visible.whole(end) && !log_counts_gmem; }
   MMER_DEVICE float operator()(int step) const {
     if (!visible(step)) return -infinity;
     return log_counts_gmem ? log_counts_gmem[step] : 0.0f;
@@ -59,10 +60,12 @@ struct Weighting {
 
 template <class Element, int columns, bool as_query, bool as_key, bool extras>
 MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
-  constexpr Config config = backward_config(columns);
+  constexpr Config config = backward_config(columns, Element::bytes);
   constexpr int rows = config.rows(), tile_steps = config.tile, threads = config.threads();
-  constexpr int gradients = gradient_columns(columns, extras), parts = columns / gradients;
-  using Smem = BackwardSmem<columns, as_query, as_key>;
+  constexpr int gradients = gradient_columns(columns, Element::bytes, extras),
+                parts = columns / gradients;
+  using Smem = BackwardSmem<Element, columns, as_query, as_key>;
+  using HeadTile = Tile<Element, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
   float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
@@ -70,9 +73,9 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   float* correction_smem = reinterpret_cast<float*>(smem + Smem::correction);
   uint8_t* flags_smem = smem + Smem::flags;
   const uint32_t base = shared_address(smem);
-  const Tile<columns> own_x_smem{base + Smem::own_x};
-  const Tile<columns> own_grad_out_smem{base + Smem::own_grad_out};
-  const Tile<columns> own_value_smem{base + Smem::own_value};
+  const HeadTile own_x_smem{base + Smem::own_x};
+  const HeadTile own_grad_out_smem{base + Smem::own_grad_out};
+  const HeadTile own_value_smem{base + Smem::own_value};
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_column = blockIdx.x % parts * gradients;
@@ -103,6 +106,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         flags_smem, tokens, {own.mask, own.times, own.time}, {other.mask, other.times, other.time},
         batch, row, problem.extras.max_gap);
   }
+  // Nothing hides a step from all that could see it: only the end of a sequence has to be minded.
+  const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
   const auto next_tile = [&](int tile) {
     while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
     return tile;
@@ -112,17 +117,19 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     const int offset = stage * Smem::tile_bytes;
     const Weighting weighting(other, batch);
     const auto is_real = [&](int step) { return weighting(step) > -infinity; };
+    const bool whole = weighting.whole(first + tile_steps);
     // x (tile_steps, columns)
-    load_rows<tile_steps, columns, threads>(Tile<columns>{base + Smem::other_x + offset}, other.x,
-                                            batch, head, first, is_real);
+    load_rows<tile_steps, threads>(HeadTile{base + Smem::other_x + offset}, other.x, batch, head,
+                                   first, whole, is_real);
     if constexpr (as_query) {
-      load_rows<tile_steps, columns, threads>(Tile<columns>{base + Smem::other_value + offset},
-                                              other.value, batch, head, first, is_real);
+      load_rows<tile_steps, threads>(HeadTile{base + Smem::other_value + offset}, other.value,
+                                     batch, head, first, whole, is_real);
     }
     if constexpr (as_key) {
-      load_rows<tile_steps, columns, threads>(
-          Tile<columns>{base + Smem::other_grad_out + offset}, other.grad_out, batch, head, first,
-          [&](int step) { return state_of(other, batch_head, step).x < infinity; });
+      load_rows<tile_steps, threads>(HeadTile{base + Smem::other_grad_out + offset}, other.grad_out,
+                                     batch, head, first, all_see && whole, [&](int step) {
+                                       return state_of(other, batch_head, step).x < infinity;
+                                     });
     }
     if (threadIdx.x < tile_steps) {
       const int step = first + threadIdx.x, place = stage * tile_steps + threadIdx.x;
@@ -144,17 +151,20 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     }
   };
 
+  // A softmax over one step is constant. To find that from differences would leave their rounding.
+  const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting own_weighting(own, batch);
   const auto is_real = [&](int step) { return own_weighting(step) > -infinity; };
+  const bool own_whole = own_weighting.whole(row + rows);
   int tile = next_tile(0);
-  load_rows<rows, columns, threads>(own_x_smem, own.x, batch, head, row, is_real);
+  load_rows<rows, threads>(own_x_smem, own.x, batch, head, row, own_whole, is_real);
   if constexpr (as_query) {
-    load_rows<rows, columns, threads>(
-        own_grad_out_smem, own.grad_out, batch, head, row,
+    load_rows<rows, threads>(
+        own_grad_out_smem, own.grad_out, batch, head, row, all_see && own_whole,
         [&](int step) { return state_of(own, batch_head, step).x < infinity; });
   }
   if constexpr (as_key) {
-    load_rows<rows, columns, threads>(own_value_smem, own.value, batch, head, row, is_real);
+    load_rows<rows, threads>(own_value_smem, own.value, batch, head, row, own_whole, is_real);
   }
   load_tile(tile, 0);
   cp_async_commit();
@@ -201,14 +211,15 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         of_tokens ? token_rows : RowsSeen(owner.windows[number], first_row, own.time, other.time);
     if (first_row < own.time && !seen.none(first, first + tile_steps)) {
       const int offset = stage * Smem::tile_bytes, place = stage * tile_steps;
-      const Tile<columns> x_smem{base + Smem::other_x + offset};
-      const Tile<columns> value_smem{base + Smem::other_value + offset};
-      const Tile<columns> grad_out_smem{base + Smem::other_grad_out + offset};
+      const HeadTile x_smem{base + Smem::other_x + offset};
+      const HeadTile value_smem{base + Smem::other_value + offset};
+      const HeadTile grad_out_smem{base + Smem::other_grad_out + offset};
 
       float scores_rmem[tile_steps / 8][4];  // (16, steps) = x (16, columns) x^T (columns, steps)
-      multiply_transposed<Element, tile_steps>(
-          scores_rmem, x_smem,
-          [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_x_smem, warp_row, step); });
+      set_zero(scores_rmem);
+      multiply_transposed<tile_steps>(scores_rmem, x_smem, [&](int step, uint32_t (&a)[4]) {
+        load_fragment(a, own_x_smem, warp_row, step);
+      });
       float factor = problem.scale;
       if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
         hide<tile_steps>(scores_rmem, factor, bias_smem + place, seen, first,
@@ -220,14 +231,23 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         factor = 1.0f;
       }
 
+      // dS; the gradients of P start at minus the correction, but where dropout scales them.
       float grad_scores_rmem[tile_steps / 8][4];
-      set_zero(grad_scores_rmem);
       if constexpr (as_query) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = dO (16, columns) v^T
-        multiply_transposed<Element, tile_steps>(
-            grad_weights_rmem, value_smem, [&](int step, uint32_t (&a)[4]) {
-              load_fragment(a, own_grad_out_smem, warp_row, step);
-            });
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            grad_weights_rmem[n][e] = extras ? 0.0f : -own_correction[e / 2];
+          }
+        }
+        if (!constant_as_query) {
+          multiply_transposed<tile_steps>(grad_weights_rmem, value_smem,
+                                          [&](int step, uint32_t (&a)[4]) {
+                                            load_fragment(a, own_grad_out_smem, warp_row, step);
+                                          });
+        }
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
           bool keep[4] = {true, true, true, true};
@@ -242,15 +262,27 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
             if (extras && dropout.active()) {
               grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
             }
-            grad_scores_rmem[n][e] += weight * (grad_weight - own_correction[e / 2]);
+            if (extras) grad_weight -= own_correction[e / 2];
+            grad_scores_rmem[n][e] = weight * grad_weight;
           }
         }
       }
       if constexpr (as_key) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = v (16, columns) dO^T
-        multiply_transposed<Element, tile_steps>(
-            grad_weights_rmem, grad_out_smem,
-            [&](int step, uint32_t (&a)[4]) { load_fragment(a, own_value_smem, warp_row, step); });
+#pragma unroll
+        for (int n = 0; n < tile_steps / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int column = place + n * 8 + lane % 4 * 2 + e % 2;
+            grad_weights_rmem[n][e] = extras ? 0.0f : -correction_smem[column];
+          }
+        }
+        if (!constant_as_key) {
+          multiply_transposed<tile_steps>(grad_weights_rmem, grad_out_smem,
+                                          [&](int step, uint32_t (&a)[4]) {
+                                            load_fragment(a, own_value_smem, warp_row, step);
+                                          });
+        }
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
           bool keep[4] = {true, true, true, true};
@@ -260,24 +292,26 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int column = place + n * 8 + lane % 4 * 2 + e % 2;
+            const float bias = extras ? own_bias[e / 2] : 0.0f;  // padded rows are not stored
             const float weight =
-                exp2_fast(fmaf(scores_rmem[n][e], factor, own_bias[e / 2] - lse_smem[column]));
+                exp2_fast(fmaf(scores_rmem[n][e], factor, bias - lse_smem[column]));
             float grad_weight = grad_weights_rmem[n][e], kept_weight = weight;
             if (extras && dropout.active()) {
               grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
               kept_weight = keep[e] ? weight * problem.extras.keep_scale : 0.0f;
             }
-            grad_scores_rmem[n][e] += weight * (grad_weight - correction_smem[column]);
+            if (extras) grad_weight -= correction_smem[column];
+            grad_scores_rmem[n][e] =
+                as_query ? fmaf(weight, grad_weight, grad_scores_rmem[n][e]) : weight * grad_weight;
             scores_rmem[n][e] = kept_weight;
           }
         }
         // grad_value (16, gradients) += weights (16, steps) dO (steps, gradients)
-        accumulate<Element, tile_steps, gradients>(grad_value_rmem, scores_rmem, grad_out_smem,
-                                                   first_column);
+        accumulate<tile_steps, gradients>(grad_value_rmem, scores_rmem, grad_out_smem,
+                                          first_column);
       }
       // grad_x (16, gradients) += dS (16, steps) x (steps, gradients)
-      accumulate<Element, tile_steps, gradients>(grad_x_rmem, grad_scores_rmem, x_smem,
-                                                 first_column);
+      accumulate<tile_steps, gradients>(grad_x_rmem, grad_scores_rmem, x_smem, first_column);
       if (wants_decay) {
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
@@ -309,11 +343,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   }
   if (first_row >= own.time) return;
   const auto store = [&](const Rows& target, const auto& gradient_rmem, float scale) {
-    store_warp_rows<Element, gradients>(
-        own_x_smem, warp_row, target, batch, head, first_row, own.time, first_column,
-        [&](int n, int e) {
-          return own_bias[e / 2] > -infinity ? gradient_rmem[n][e] * scale : 0.0f;
-        });
+    store_warp_rows<gradients>(own_x_smem, warp_row, target, batch, head, first_row, own.time,
+                               first_column, [&](int n, int e) {
+                                 return own_bias[e / 2] > -infinity ? gradient_rmem[n][e] * scale
+                                                                    : 0.0f;
+                               });
   };
   store(owner.grad_x, grad_x_rmem, problem.grad_scale);
   if constexpr (as_key) store(owner.grad_value, grad_value_rmem, 1.0f);

@@ -28,20 +28,23 @@ int32_t position(int64_t value) {
 struct Shape {
   int64_t batch, heads, dim;
   int columns;
+  int element_bytes;
   bool extras;
 
+  Config forward() const { return forward_config(columns, element_bytes); }
+  Config backward() const { return backward_config(columns, element_bytes); }
   int64_t batch_heads() const { return batch * heads; }
 };
 
-Rows rows_of(const TensorView& tensor, int64_t batch) {
+Rows rows_of(const TensorView& tensor, const Shape& shape) {
   Rows rows{};
   if (!tensor.data) return rows;
   rows.data = tensor.data;
-  rows.batch_stride = tensor.shape[0] == 1 && batch != 1 ? 0 : tensor.strides[0];
+  rows.batch_stride = tensor.shape[0] == 1 && shape.batch != 1 ? 0 : tensor.strides[0];
   rows.head_stride = tensor.strides[1];
   rows.time_stride = tensor.strides[2];
   rows.dim = static_cast<int32_t>(tensor.shape[3]);
-  constexpr int64_t piece = 8;
+  const int64_t piece = 16 / shape.element_bytes;
   const auto whole_pieces = [&](int dimension) {
     return tensor.shape[dimension] <= 1 || tensor.strides[dimension] % piece == 0;
   };
@@ -103,15 +106,15 @@ Plan small_plan(KernelRole role, Element element, int64_t warps, const Problem& 
 
 // Bytes of shared memory of the forward kernel: queries, two stages of keys and values, and of
 // the keys' biases and times, and one flag of each tile where max_gap may skip it.
-int64_t forward_shared_bytes(int columns, int64_t flags) {
-  const Config config = forward_config(columns);
-  const int64_t row_bytes = columns * 2;
+int64_t forward_shared_bytes(const Shape& shape, int64_t flags) {
+  const Config config = shape.forward();
+  const int64_t row_bytes = shape.columns * shape.element_bytes;
   return (config.rows() + 4 * config.tile) * row_bytes + 16 * config.tile + flags;
 }
 
-int64_t backward_shared_bytes(KernelRole role, int columns, int64_t flags) {
-  const Config config = backward_config(columns);
-  const int64_t row_bytes = columns * 2;
+int64_t backward_shared_bytes(KernelRole role, const Shape& shape, int64_t flags) {
+  const Config config = shape.backward();
+  const int64_t row_bytes = shape.columns * shape.element_bytes;
   const int sides = role == KernelRole::shared_backward ? 3 : 2;
   return sides * (config.rows() + 2 * config.tile) * row_bytes + 32 * config.tile +
          4 * config.warps + flags;
@@ -126,21 +129,21 @@ int64_t flag_bytes(const Shape& shape, const CallOptions& options, const TensorV
 Direction direction_of(const SequenceView& queries, const Shape& shape) {
   const int64_t time = queries.query.shape[2];
   Direction direction{};
-  direction.query = rows_of(queries.query, shape.batch);
-  direction.out = rows_of(queries.out, shape.batch);
+  direction.query = rows_of(queries.query, shape);
+  direction.out = rows_of(queries.out, shape);
   direction.mask = steps_of(queries.mask);
   direction.times = steps_of(queries.times);
   direction.lse = static_cast<float*>(queries.lse.data);
   direction.time = position(time);
-  direction.tiles = static_cast<int32_t>(tiles_of(time, forward_config(shape.columns).rows()));
+  direction.tiles = static_cast<int32_t>(tiles_of(time, shape.forward().rows()));
   direction.segment_count = 1;
   return direction;
 }
 
 Segment segment_of(const SequenceView& keys, const Shape& shape, uint32_t stream) {
   Segment segment{};
-  segment.key = rows_of(keys.key, shape.batch);
-  segment.value = rows_of(keys.value, shape.batch);
+  segment.key = rows_of(keys.key, shape);
+  segment.value = rows_of(keys.value, shape);
   segment.mask = steps_of(keys.mask);
   segment.times = steps_of(keys.times);
   segment.time = position(keys.key.shape[2]);
@@ -150,7 +153,7 @@ Segment segment_of(const SequenceView& keys, const Shape& shape, uint32_t stream
 
 Plan forward_plan(ForwardProblem& problem, const Shape& shape, const CallOptions& options,
                   int64_t flags) {
-  const Config config = forward_config(shape.columns);
+  const Config config = shape.forward();
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
   problem.scale = static_cast<float>(options.scale * log2_of_e);
@@ -158,7 +161,7 @@ Plan forward_plan(ForwardProblem& problem, const Shape& shape, const CallOptions
   const int64_t tiles = int64_t{problem.directions[0].tiles} + problem.directions[1].tiles;
   return make_plan({KernelRole::directed_forward, options.element, shape.columns, shape.extras, 0},
                    tiles * shape.batch_heads(), config.threads(),
-                   forward_shared_bytes(shape.columns, flags), problem);
+                   forward_shared_bytes(shape, flags), problem);
 }
 
 Shape shape_of(const PairCall& call) {
@@ -169,6 +172,7 @@ Shape shape_of(const PairCall& call) {
   shape.heads = a.shape[1];
   shape.dim = std::max({a.shape[3], call.a.value.shape[3], call.b.value.shape[3]});
   shape.columns = head_class(static_cast<int>(shape.dim));
+  shape.element_bytes = bytes_of(call.options.element);
   shape.extras = call.a.times.data || call.options.dropout_seed;
   return shape;
 }
@@ -188,15 +192,16 @@ int64_t shared_forward_shared_bytes(int row_class, int columns, int64_t time) {
 bool computes_scores_once(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
   const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
   const int64_t rows = std::min(times[0], times[1]), columns = std::max(times[0], times[1]);
-  if (!call.shared || shape.extras || rows == 0 || call.options.scale < 1e-6) return false;
+  if (!call.shared || shape.extras || rows == 0) return false;
+  if (call.options.element == Element::float32 || std::abs(call.options.scale) < 1e-6) return false;
   const int row_class = rows <= 320 ? shared_row_class(static_cast<int>(rows), shape.columns) : 0;
   if (row_class == 0 || 2 * shape.batch_heads() < device.multiprocessors) return false;
   return shared_forward_shared_bytes(row_class, shape.columns, columns) <= device.shared_bytes;
 }
 
 SharedSide shared_side(const SequenceView& sequence, const Shape& shape) {
-  return {rows_of(sequence.query, shape.batch),   rows_of(sequence.value, shape.batch),
-          rows_of(sequence.out, shape.batch),     steps_of(sequence.mask),
+  return {rows_of(sequence.query, shape),         rows_of(sequence.value, shape),
+          rows_of(sequence.out, shape),           steps_of(sequence.mask),
           static_cast<float*>(sequence.lse.data), position(sequence.query.shape[2])};
 }
 
@@ -222,6 +227,7 @@ Shape shape_of(const ChunkedCall& call) {
   shape.heads = query.shape[1];
   shape.dim = std::max(query.shape[3], call.tokens.value.shape[3]);
   shape.columns = head_class(static_cast<int>(shape.dim));
+  shape.element_bytes = bytes_of(call.options.element);
   shape.extras = call.summary_key.data || call.options.dropout_seed;
   return shape;
 }
@@ -271,7 +277,7 @@ class Gradients {
       : shape_(shape), element_(element), allocate_(allocate) {}
 
   Rows target(const TensorView& gradient) {
-    Rows rows = rows_of(gradient, shape_.batch);
+    Rows rows = rows_of(gradient, shape_);
     if (!gradient.data || gradient.shape[0] != 1 || shape_.batch == 1) return rows;
     const int64_t row = gradient.shape[3], time = gradient.shape[2], heads = gradient.shape[1];
     const int64_t count = heads * time * row;
@@ -302,9 +308,9 @@ class Gradients {
 Side side_of(const SequenceView& sequence, const TensorView& x, const Shape& shape,
              const float* state, uint32_t stream) {
   Side side{};
-  side.x = rows_of(x, shape.batch);
-  side.value = rows_of(sequence.value, shape.batch);
-  side.grad_out = rows_of(sequence.grad_out, shape.batch);
+  side.x = rows_of(x, shape);
+  side.value = rows_of(sequence.value, shape);
+  side.grad_out = rows_of(sequence.grad_out, shape);
   side.mask = steps_of(sequence.mask);
   side.times = steps_of(sequence.times);
   side.state = state;
@@ -314,13 +320,12 @@ Side side_of(const SequenceView& sequence, const TensorView& x, const Shape& sha
 }
 
 void set_tiles(Owner& owner, const Shape& shape) {
-  owner.tiles =
-      static_cast<int32_t>(tiles_of(owner.own.time, backward_config(shape.columns).rows()));
+  owner.tiles = static_cast<int32_t>(tiles_of(owner.own.time, shape.backward().rows()));
 }
 
 Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape,
                    const CallOptions& options, int64_t flags) {
-  const Config config = backward_config(shape.columns);
+  const Config config = shape.backward();
   for (Owner& owner : problem.owners) set_tiles(owner, shape);
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
@@ -328,26 +333,30 @@ Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape
   problem.grad_scale = static_cast<float>(options.scale);
   problem.extras = extras_of(options);
   const int64_t tiles = int64_t{problem.owners[0].tiles} + problem.owners[1].tiles;
-  const int64_t parts = shape.columns / gradient_columns(shape.columns, shape.extras);
+  const int64_t parts =
+      shape.columns / gradient_columns(shape.columns, shape.element_bytes, shape.extras);
   return make_plan({role, options.element, shape.columns, shape.extras, 0},
                    tiles * shape.batch_heads() * parts, config.threads(),
-                   backward_shared_bytes(role, shape.columns, flags), problem);
+                   backward_shared_bytes(role, shape, flags), problem);
 }
 
-RowStateProblem::Side state_side(const SequenceView& sequence, const Shape& shape, float* state) {
-  return {rows_of(sequence.out, shape.batch),
-          rows_of(sequence.grad_out, shape.batch),
+RowStateProblem::Side state_side(const SequenceView& sequence, int64_t key_time, const Shape& shape,
+                                 float* state) {
+  return {rows_of(sequence.out, shape),
+          rows_of(sequence.grad_out, shape),
           head_steps_of(sequence.lse),
           head_steps_of(sequence.grad_lse),
           state,
-          position(sequence.query.shape[2])};
+          position(sequence.query.shape[2]),
+          key_time == 1};
 }
 
 Plan state_plan(RowStateProblem& problem, const Shape& shape, Element element) {
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
   const int64_t steps = int64_t{problem.sides[0].time} + problem.sides[1].time;
-  return small_plan(KernelRole::row_state, element, steps * shape.batch_heads(), problem);
+  const int64_t warps = tiles_of(steps * shape.batch_heads(), 32 / row_state_lanes);
+  return small_plan(KernelRole::row_state, element, warps, problem);
 }
 
 float* new_state(const SequenceView& sequence, const Shape& shape, const Allocate& allocate) {
@@ -362,7 +371,8 @@ std::string kernel_name(const KernelId& kernel) {
                                       "key_backward",     "shared_backward", "row_state",
                                       "chunk_counts",     "batch_sum",       "decay_sum"};
   std::string name = std::string("mmer_") + names[static_cast<int>(kernel.role)];
-  name += kernel.element == Element::float16 ? "_float16" : "_bfloat16";
+  static const char* const elements[] = {"_float16", "_bfloat16", "_float32"};
+  name += elements[static_cast<int>(kernel.element)];
   if (kernel.columns == 0) return name;
   if (kernel.rows > 0) {
     return name + "_" + std::to_string(kernel.columns) + "_rows" + std::to_string(kernel.rows);
@@ -382,8 +392,8 @@ std::vector<Plan> plan_forward(const PairCall& call, const DeviceLimits& device)
   problem.directions[1].segments[0] = segment_of(call.a, shape, 1);
   problem.directions[1].segments[0].window = all_steps(time_b, time_a);
   if (shape.batch_heads() * (time_a + time_b) == 0) return {};
-  const int64_t flags = flag_bytes(shape, call.options, call.a.times, std::max(time_a, time_b),
-                                   forward_config(shape.columns).tile);
+  const int64_t flags =
+      flag_bytes(shape, call.options, call.a.times, std::max(time_a, time_b), shape.forward().tile);
   return {forward_plan(problem, shape, call.options, flags)};
 }
 
@@ -415,12 +425,13 @@ std::vector<Plan> plan_backward(const PairCall& call, const Allocate& allocate) 
   std::vector<Plan> plans;
   RowStateProblem states{};
   for (int n = 0; n < 2; ++n) {
-    states.sides[n] = state_side(*sequences[n], shape, new_state(*sequences[n], shape, allocate));
+    states.sides[n] =
+        state_side(*sequences[n], times[1 - n], shape, new_state(*sequences[n], shape, allocate));
   }
 
   Gradients gradients(shape, options.element, allocate);
-  const int64_t flags = flag_bytes(shape, options, call.a.times, std::max(times[0], times[1]),
-                                   backward_config(shape.columns).tile);
+  const int64_t flags =
+      flag_bytes(shape, options, call.a.times, std::max(times[0], times[1]), shape.backward().tile);
   BackwardProblem as_query{}, as_key{};
   DecaySumProblem decay{};
   for (int n = 0; n < 2; ++n) {
@@ -441,13 +452,13 @@ std::vector<Plan> plan_backward(const PairCall& call, const Allocate& allocate) 
     if (call.shared) {
       query.grad_value = key.grad_value;
     } else {
-      key.own.x = rows_of(own.key, shape.batch);
-      key.others[0].x = rows_of(other.query, shape.batch);
+      key.own.x = rows_of(own.key, shape);
+      key.others[0].x = rows_of(other.query, shape);
       key.grad_x = gradients.target(own.grad_key);
     }
   }
   if (options.grad_decay.data) {
-    const int64_t rows = backward_config(shape.columns).rows();
+    const int64_t rows = shape.backward().rows();
     const int64_t blocks_a = tiles_of(times[0], rows), blocks_b = tiles_of(times[1], rows);
     // One similarity has one gradient: in the shared form that of the first sequence's blocks.
     const int64_t blocks = blocks_a + (call.shared ? 0 : blocks_b);
@@ -486,7 +497,8 @@ std::vector<Plan> plan_backward(const ChunkedCall& call, const Allocate& allocat
   const float* log_counts =
       summarised ? plan_counts(plans, call, shape, chunks, allocate) : nullptr;
   RowStateProblem states{};
-  states.sides[0] = state_side(tokens, shape, new_state(tokens, shape, allocate));
+  states.sides[0] =
+      state_side(tokens, tokens.key.shape[2], shape, new_state(tokens, shape, allocate));
   const float* state = states.sides[0].state;
   plans.push_back(state_plan(states, shape, options.element));
 

@@ -130,6 +130,7 @@ struct RowStateProblem {
     HeadSteps lse, grad_lse;
     float* state;
     int32_t time;
+    int32_t constant;  // 1: a softmax over one step, whose weights no gradient changes
   } sides[2];
   int32_t batch, heads;
 };

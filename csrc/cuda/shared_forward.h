@@ -12,6 +12,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "config.h"
 #include "kernel_id.h"
 #include "products.h"
@@ -48,13 +50,11 @@ struct SharedSmem {
   static constexpr int column_bias = warp_parts + config.warps * 4;  // as many floats as columns
 };
 
-// Rows that no query sees start their sums of products here: the exponential is 0.
-constexpr float hidden_row = -1e30f;
-
 template <class Element, int columns, int row_class>
 MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   using Smem = SharedSmem<columns, row_class>;
   using Range = SafeRange<Element>;
+  using HeadTile = Tile<Element, columns>;
   constexpr SharedConfig config = shared_config(row_class);
   constexpr int rows = config.rows(), threads = config.threads(), row_tiles = config.row_tiles;
   constexpr int tile = Smem::tile, strips = tile / 16, parts_stride = tile + 16;
@@ -68,7 +68,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   float* row_reference_smem = reinterpret_cast<float*>(smem + Smem::row_reference);
   float* warp_parts_smem = reinterpret_cast<float*>(smem + Smem::warp_parts);
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::column_bias);
-  const Tile<columns> a_smem{base + Smem::weights}, value_a_smem{base + Smem::value_a};
+  const HeadTile a_smem{base + Smem::weights}, value_a_smem{base + Smem::value_a};
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int quad = lane % 4, first_of_eight = lane / 4;
@@ -80,17 +80,23 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   const int row_steps = (row_side.time + 15) / 16;
   const int busy_warps = (row_steps + row_tiles - 1) / row_tiles;
   const int warp_row = warp * row_tiles * 16;
+  // Rows that no query sees start their sums of products here: the exponential is 0.
+  const float hidden_row = problem.scale < 0.0f ? 1e30f : -1e30f;
+  constexpr int to_value = Smem::value_b - Smem::b;
+  // Where a lane stores what it has of P.
+  unsigned char* weights_smem =
+      smem + Smem::weights + (warp_row + first_of_eight) * Smem::row_bytes + quad * 4;
   float* reference_smem = bias_smem + tile_count * tile;  // of each column, in the exact pass
 
   const auto load_tile = [&](int number) {
     if (number >= tile_count) return;
     const int offset = number % 2 * Smem::tile_bytes;
     // b, v_b (tile, columns)
-    load_rows<tile, columns, threads>(Tile<columns>{base + Smem::b + offset}, column_side.x, batch,
-                                      head, number * tile, column_visible);
-    load_rows<tile, columns, threads>(Tile<columns>{base + Smem::value_b + offset},
-                                      column_side.value, batch, head, number * tile,
-                                      column_visible);
+    const bool whole = column_visible.whole(number * tile + tile);
+    load_rows<tile, threads>(HeadTile{base + Smem::b + offset}, column_side.x, batch, head,
+                             number * tile, whole, column_visible);
+    load_rows<tile, threads>(HeadTile{base + Smem::value_b + offset}, column_side.value, batch,
+                             head, number * tile, whole, column_visible);
   };
   for (int row = threadIdx.x; row < rows; row += threads) {
     row_bias_smem[row] = row_visible(row) ? 0.0f : hidden_row;
@@ -99,8 +105,9 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     bias_smem[column] = column_visible(column) ? 0.0f : -infinity;
   }
   // a, v_a (rows, columns)
-  load_rows<rows, columns, threads>(a_smem, row_side.x, batch, head, 0, row_visible);
-  load_rows<rows, columns, threads>(value_a_smem, row_side.value, batch, head, 0, row_visible);
+  const bool whole_rows = row_visible.whole(rows);
+  load_rows<rows, threads>(a_smem, row_side.x, batch, head, 0, whole_rows, row_visible);
+  load_rows<rows, threads>(value_a_smem, row_side.value, batch, head, 0, whole_rows, row_visible);
   load_tile(0);
   cp_async_commit();
   cp_async_wait<0>();
@@ -116,22 +123,30 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   }
   __syncthreads();  // P takes a's place
 
-  // Where the sums of a row's products start: read again for each strip, as registers are short.
+  // Where the sums of a row's products start.
   const auto row_start = [&](int m, int half) {
     return row_bias_smem[warp_row + m * 16 + half * 8 + first_of_eight];
   };
+  const bool hides_rows = !row_visible.whole(warp_row + row_tiles * 16);
+  // Where a lane starts to read in a tile: columns of b for the scores, rows of a value.
+  const uint32_t score_place = HeadTile{0}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  const uint32_t value_place = HeadTile{0}.piece(lane % 16, lane / 16);
+  constexpr int strip_bytes = 16 * HeadTile::row_bytes;
   // scores (16 row_tiles, 16) = a (16 row_tiles, columns) b^T of a strip of 16 columns
-  const auto multiply_strip = [&](float (&scores)[row_tiles][2][4], uint32_t b_address, int strip) {
-    const Tile<columns> b_smem{b_address};
+  const auto multiply_strip = [&](float (&scores)[row_tiles][2][4], uint32_t b_address) {
 #pragma unroll
-    for (int m = 0; m < row_tiles; ++m) {
+    for (int m = 0; m < row_tiles; ++m) set_zero(scores[m]);
+    if (hides_rows) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) scores[m][e / 4][e % 4] = row_start(m, e % 4 / 2);
+      for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) scores[m][e / 4][e % 4] = row_start(m, e % 4 / 2);
+      }
     }
 #pragma unroll
     for (int step = 0; step < columns / 16; ++step) {
       uint32_t b[4];
-      ldmatrix(b, b_smem.piece(strip * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+      ldmatrix(b, HeadTile::advance(b_address + score_place, step * 2));
 #pragma unroll
       for (int m = 0; m < row_tiles; ++m) {
         Element::mma(scores[m][0], a_rmem[m][step], b[0], b[1]);
@@ -149,8 +164,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   float reference = 0.0f;
   {
     float scores_rmem[row_tiles][2][4];
-    multiply_strip(scores_rmem, base + Smem::b, 0);
-    float largest = hidden_row;
+    multiply_strip(scores_rmem, base + Smem::b);
+    float largest = -infinity;
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
@@ -185,7 +200,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
 #pragma unroll 1
       for (int strip = 0; strip < strips; ++strip) {
         float scores_rmem[row_tiles][2][4];
-        multiply_strip(scores_rmem, base + Smem::b + number % 2 * Smem::tile_bytes, strip);
+        multiply_strip(scores_rmem,
+                       base + Smem::b + number % 2 * Smem::tile_bytes + strip * strip_bytes);
         float column_max[4] = {-infinity, -infinity, -infinity, -infinity};
 #pragma unroll
         for (int m = 0; m < row_tiles; ++m) {
@@ -236,7 +252,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   };
 
   // Both outputs; returns whether a sum left the safe range.
-  const auto attend = [&](bool exact) {
+  const auto attend = [&](auto exactly) {
+    constexpr bool exact = decltype(exactly)::value;
     bool unsafe = false;
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
@@ -245,15 +262,25 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     }
     for (int number = 0; number < tile_count; ++number) {
       const uint32_t b_address = base + Smem::b + number % 2 * Smem::tile_bytes;
-      const Tile<columns> value_b_smem{base + Smem::value_b + number % 2 * Smem::tile_bytes};
+      const bool whole = column_visible.whole(number * tile + tile);
+      const int strip_count =
+          warp < busy_warps ? min((column_side.time - number * tile + 15) / 16, strips) : 0;
       load_tile(number + 1);
       cp_async_commit();
       cp_async_wait<1>();
       __syncthreads();
 #pragma unroll 1
-      for (int strip = 0; strip < strips && warp < busy_warps; ++strip) {
+      for (int strip = 0; strip < strip_count; ++strip) {
+        const uint32_t strip_address = b_address + strip * strip_bytes;
         float scores_rmem[row_tiles][2][4];
-        multiply_strip(scores_rmem, b_address, strip);
+        multiply_strip(scores_rmem, strip_address);
+        float summand[4];  // of the exponents of this thread's columns
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          summand[n] = exact ? 0.0f : -reference;
+          if (exact || !whole)
+            summand[n] += bias_smem[number * tile + strip_column(strip, n / 2, n)];
+        }
         float column_sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         uint32_t row_weights[row_tiles][4];
 #pragma unroll
@@ -265,34 +292,34 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
             float of_row[2], of_column[2];
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              const float score = scores_rmem[m][n / 2][n % 2 * 2 + e];
-              const int column = number * tile + strip_column(strip, n / 2, e);
-              if (exact) {
-                const float logit = fmaf(score, problem.scale, bias_smem[column]);
-                of_row[e] = exp2_fast(
-                    logit - row_reference_smem[warp_row + m * 16 + n % 2 * 8 + first_of_eight]);
-                of_column[e] = exp2_fast(logit - reference_smem[column]);
+              const float exponent =
+                  fmaf(scores_rmem[m][n / 2][n % 2 * 2 + e], problem.scale, summand[n / 2 * 2 + e]);
+              if constexpr (exact) {
+                const int row = warp_row + m * 16 + n % 2 * 8 + first_of_eight;
+                const int column = number * tile + strip_column(strip, n / 2, e);
+                of_row[e] = exp2_fast(exponent - row_reference_smem[row]);
+                of_column[e] = exp2_fast(exponent - reference_smem[column]);
               } else {
-                of_row[e] = exp2_fast(fmaf(score, problem.scale, bias_smem[column] - reference));
-                of_column[e] = of_row[e];
+                of_row[e] = of_column[e] = exp2_fast(exponent);
               }
               row_sum[m][n % 2] += of_row[e];
               column_sum[n / 2 * 2 + e] += of_column[e];
             }
             row_weights[m][n] = Element::pack(of_row[0], of_row[1]);
-            column_weights[n] = Element::pack(of_column[0], of_column[1]);
+            column_weights[n] =
+                exact ? Element::pack(of_column[0], of_column[1]) : row_weights[m][n];
           }
           // P (rows, tile)
-          const uint32_t weights_address =
-              base + Smem::weights + (warp_row + m * 16) * Smem::row_bytes + strip * 32;
 #if __CUDA_ARCH__ >= 900
-          stmatrix(weights_address + lane % 16 * Smem::row_bytes + lane / 16 * 16, column_weights);
+          stmatrix(base + Smem::weights + (warp_row + m * 16 + lane % 16) * Smem::row_bytes +
+                       strip * 32 + lane / 16 * 16,
+                   column_weights);
 #else
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
-            store_shared(weights_address + (n % 2 * 8 + first_of_eight) * Smem::row_bytes +
-                             n / 2 * 16 + quad * 4,
-                         column_weights[n]);
+            unsigned char* target_smem =
+                weights_smem + strip * 32 + (m * 16 + n % 2 * 8) * Smem::row_bytes + n / 2 * 16;
+            *reinterpret_cast<uint32_t*>(target_smem) = column_weights[n];
           }
 #endif
         }
@@ -311,7 +338,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
 #pragma unroll
         for (int n = 0; n < columns / 16; ++n) {
           uint32_t b[4];
-          ldmatrix_transposed(b, value_b_smem.piece(strip * 16 + lane % 16, n * 2 + lane / 16));
+          ldmatrix_transposed(b, HeadTile::advance(strip_address + to_value + value_place, n * 2));
 #pragma unroll
           for (int m = 0; m < row_tiles; ++m) {
             Element::mma(out_rmem[m][2 * n], row_weights[m], b[0], b[1]);
@@ -330,18 +357,21 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
         uint32_t weights_address = base + Smem::weights +
                                    (lane / 16 * 8 + lane % 8) * Smem::row_bytes + tile_column * 2 +
                                    lane / 8 % 2 * 16;
-#pragma unroll 1
-        for (int step = 0; step < row_steps; ++step, weights_address += 16 * Smem::row_bytes) {
+        uint32_t value_address =
+            HeadTile::advance(value_a_smem.address + value_place, first_value / 8);
+#pragma unroll 2
+        for (int step = 0; step < row_steps; ++step) {
           uint32_t transposed[4];
           ldmatrix_transposed(transposed, weights_address);
 #pragma unroll
           for (int n = 0; n < warp_values / 16; ++n) {
             uint32_t b[4];
-            ldmatrix_transposed(
-                b, value_a_smem.piece(step * 16 + lane % 16, first_value / 8 + n * 2 + lane / 16));
+            ldmatrix_transposed(b, HeadTile::advance(value_address, n * 2));
             Element::mma(out_b_rmem[2 * n], transposed, b[0], b[1]);
             Element::mma(out_b_rmem[2 * n + 1], transposed, b[2], b[3]);
           }
+          weights_address += 16 * Smem::row_bytes;
+          value_address += strip_bytes;
         }
         float inverse[2];
 #pragma unroll
@@ -349,7 +379,8 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
           const int in_tile = tile_column + half * 8 + first_of_eight;
           const int column = number * tile + in_tile;
           float sum = 0.0f;
-          for (int n = 0; n < busy_warps; ++n) sum += parts_smem[n * parts_stride + in_tile];
+          for (int n = quad; n < busy_warps; n += 4) sum += parts_smem[n * parts_stride + in_tile];
+          sum = row_total(sum);
           const bool visible = bias_smem[column] == 0.0f;
           const bool safe = sum > Range::lowest && sum < Range::highest;
           unsafe = unsafe || (visible && !safe);
@@ -360,12 +391,11 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
                 sum > 0.0f ? (log2_fast(sum) + point) * ln_2 : -infinity;
           }
         }
-        store_warp_rows<Element, warp_values>(
-            Tile<columns>{b_address}, tile_column, column_side.out, batch, head,
-            number * tile + tile_column, column_side.time, first_value, [&](int n, int e) {
-              const float factor = inverse[e / 2];
-              return factor == 0.0f ? 0.0f : out_b_rmem[n][e] * factor;
-            });
+        clear_rows(out_b_rmem, inverse);
+        store_warp_rows<warp_values>(
+            HeadTile{b_address}, tile_column, column_side.out, batch, head,
+            number * tile + tile_column, column_side.time, first_value,
+            [&](int n, int e) { return out_b_rmem[n][e] * inverse[e / 2]; });
       }
       __syncthreads();
     }
@@ -382,17 +412,10 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     return unsafe;
   };
 
-  bool exact = false;
-#pragma unroll 1
-  for (int pass = 0; pass < 2; ++pass) {
-    int unsafe = attend(exact);
-    if (exact) break;
-    for (int lanes = 16; lanes > 0; lanes /= 2) unsafe |= shuffle_xor(unsafe, lanes);
-    if (lane == 0) warp_parts_smem[warp] = static_cast<float>(unsafe);
-    __syncthreads();
-    for (int n = 0; n < config.warps; ++n) exact = exact || warp_parts_smem[n] != 0.0f;
-    if (!exact) break;
+  const bool exact = __syncthreads_or(attend(std::false_type{}));
+  if (exact) {
     find_maxima();
+    attend(std::true_type{});
   }
   cp_async_wait<0>();
 
@@ -412,11 +435,9 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
       }
     }
     if (first_row >= row_side.time) continue;
-    store_warp_rows<Element, columns>(a_smem, first_row, row_side.out, batch, head, first_row,
-                                      row_side.time, 0, [&](int n, int e) {
-                                        const float factor = inverse[e / 2];
-                                        return factor == 0.0f ? 0.0f : out_rmem[m][n][e] * factor;
-                                      });
+    clear_rows(out_rmem[m], inverse);
+    store_warp_rows<columns>(a_smem, first_row, row_side.out, batch, head, first_row, row_side.time,
+                             0, [&](int n, int e) { return out_rmem[m][n][e] * inverse[e / 2]; });
   }
 }
 

@@ -20,37 +20,48 @@ MMER_DEVICE float read(const HeadSteps& values, int batch, int head, int step) {
       .data[batch * values.batch_stride + head * values.head_stride + step * values.time_stride];
 }
 
+// Eight lanes for each row.
 template <class Element>
 MMER_DEVICE void row_state(const RowStateProblem& problem) {
-  const int lane = threadIdx.x % 32;
+  using Bits = typename Element::Bits;
+  constexpr int lanes = row_state_lanes, piece_elements = 16 / Element::bytes;
   const int steps = problem.sides[0].time + problem.sides[1].time;
-  const int64_t item = warp_number();
-  const int batch_head = static_cast<int>(item / steps);
-  int step = static_cast<int>(item % steps);
-  if (batch_head >= problem.batch * problem.heads) return;
+  const int64_t item =
+      (static_cast<int64_t>(blockIdx.x) * small_kernel_threads + threadIdx.x) / lanes;
+  // The lanes beyond the last row repeat it, as all of a warp have to shuffle.
+  const int64_t last = static_cast<int64_t>(problem.batch) * problem.heads * steps - 1;
+  const int batch_head = static_cast<int>((item < last ? item : last) / steps);
+  int step = static_cast<int>((item < last ? item : last) % steps);
   const bool second = step >= problem.sides[0].time;
   const RowStateProblem::Side& side = problem.sides[second];
   if (second) step -= problem.sides[0].time;
   const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
 
-  const float lse = read(side.lse, batch, head, step);
-  const bool sees_a_key = lse > -infinity;
-  const uint16_t* out_gmem = head_rows(side.out, batch, head) + step * side.out.time_stride;
-  const uint16_t* grad_gmem =
-      head_rows(side.grad_out, batch, head) + step * side.grad_out.time_stride;
+  const Bits* out_gmem = head_rows<Bits>(side.out, batch, head) + step * side.out.time_stride;
+  const Bits* grad_gmem =
+      head_rows<Bits>(side.grad_out, batch, head) + step * side.grad_out.time_stride;
+  const auto read_piece = [](const Rows& rows, const Bits* source_gmem, int count) {
+    return rows.aligned && count >= piece_elements ? *reinterpret_cast<const uint4*>(source_gmem)
+                                                   : gather(source_gmem, count);
+  };
   float correction = 0.0f;
-  for (int column = lane; column < side.out.dim; column += 32) {
-    correction =
-        fmaf(Element::unpack(out_gmem[column]), Element::unpack(grad_gmem[column]), correction);
+  for (int column = threadIdx.x % lanes * piece_elements; column < side.out.dim && !side.constant;
+       column += lanes * piece_elements) {
+    const uint4 out = read_piece(side.out, out_gmem + column, side.out.dim - column);
+    const uint4 grad = read_piece(side.grad_out, grad_gmem + column, side.out.dim - column);
+#pragma unroll
+    for (int n = 0; n < piece_elements; ++n) {
+      correction = fmaf(Element::unpack(element_of<Element>(out, n)),
+                        Element::unpack(element_of<Element>(grad, n)), correction);
+    }
   }
-  correction = warp_total(correction);
+  for (int n = lanes / 2; n > 0; n /= 2) correction += shuffle_xor(correction, n);
+  if (threadIdx.x % lanes != 0 || item > last) return;
+  const float lse = read(side.lse, batch, head, step);
   if (side.grad_lse.data) correction -= read(side.grad_lse, batch, head, step);
-  if (lane == 0) {
-    // The gradient that arrives at a query without keys is dropped, NaN included.
-    float2* state_gmem = reinterpret_cast<float2*>(side.state);
-    state_gmem[static_cast<int64_t>(batch_head) * side.time + step] =
-        sees_a_key ? make_float2(lse * log2_e, correction) : make_float2(infinity, 0.0f);
-  }
+  // The gradient that arrives at a query without keys is dropped, NaN included.
+  reinterpret_cast<float2*>(side.state)[static_cast<int64_t>(batch_head) * side.time + step] =
+      lse > -infinity ? make_float2(lse * log2_e, correction) : make_float2(infinity, 0.0f);
 }
 
 MMER_DEVICE void chunk_counts(const ChunkCountProblem& problem) {
@@ -79,7 +90,7 @@ MMER_DEVICE void batch_sum(const BatchSumProblem& problem) {
   for (int batch = 0; batch < problem.batch; ++batch) {
     sum += problem.parts[batch * problem.count + place];
   }
-  static_cast<uint16_t*>(problem.sum)[place] = static_cast<uint16_t>(Element::pack(sum, 0.0f));
+  static_cast<typename Element::Bits*>(problem.sum)[place] = Element::round(sum);
 }
 
 // A warp for each head.

@@ -1,18 +1,19 @@
-// Tiles of 16-bit elements in shared memory, and their way from and to global memory.
+// Tiles of rows in shared memory, and their way from and to global memory.
 
 #pragma once
 
-#include "instructions.h"
+#include "elements.h"
 #include "problem.h"
 
 namespace mmer::cuda {
 
 // Rows of `columns` elements in pieces of 16 bytes. Piece p of a row stands where p XOR the number
 // of the row's 128-byte line says: the eight rows that ldmatrix reads then lie in different banks.
-template <int columns>
+template <class Element, int columns>
 struct Tile {
-  static constexpr int pieces = columns / 8;
-  static constexpr int row_bytes = columns * 2;
+  static constexpr int row_bytes = columns * Element::bytes;
+  static constexpr int pieces = row_bytes / 16;
+  static constexpr int piece_elements = 16 / Element::bytes;
   uint32_t address;
 
   MMER_DEVICE uint32_t piece(int row, int number) const {
@@ -20,51 +21,114 @@ struct Tile {
     constexpr int places = pieces >= 8 ? 8 : pieces;
     return address + row * row_bytes + ((number ^ (row / rows_a_line & (places - 1))) << 4);
   }
+  // From an even piece of a row to the one `pieces` further, an even number, or the same from odd
+  // to odd: where all lanes go equally far, that is one instruction.
+  static MMER_DEVICE uint32_t advance(uint32_t piece_address, int pieces) {
+    return (piece_address ^ (pieces % 8 * 16)) + pieces / 8 * 128;
+  }
+  MMER_DEVICE uint32_t element(int row, int column) const {
+    return piece(row, column / piece_elements) + column % piece_elements * Element::bytes;
+  }
 };
 
 // Where the rows of one (batch, head) begin.
-MMER_DEVICE const uint16_t* head_rows(const Rows& rows, int batch, int head) {
-  return static_cast<const uint16_t*>(rows.data) + batch * rows.batch_stride +
-         head * rows.head_stride;
+template <class Bits>
+MMER_DEVICE const Bits* head_rows(const Rows& rows, int batch, int head) {
+  return static_cast<const Bits*>(rows.data) + batch * rows.batch_stride + head * rows.head_stride;
 }
 
-// Up to eight elements of a row that does not start on 16 bytes.
-MMER_DEVICE uint4 gather(const uint16_t* source, int count) {
+// Up to 16 bytes of a row that does not start on 16 bytes.
+template <class Bits>
+MMER_DEVICE uint4 gather(const Bits* source, int count) {
+  constexpr int size = sizeof(Bits);
   uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    if (n < count) words[n / 2] |= static_cast<uint32_t>(source[n]) << (n % 2 * 16);
+  for (int n = 0; n < 16 / size; ++n) {
+    if (n < count) words[n * size / 4] |= static_cast<uint32_t>(source[n]) << (n * size % 4 * 8);
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// Starts to load the rows from `first` on; those that are not visible become zero, so that nothing
-// that stands in padding, NaN included, takes part in a product.
-template <int rows, int columns, int threads, class Visible>
-MMER_DEVICE void load_rows(Tile<columns> tile_smem, const Rows& source, int batch, int head,
-                           int first, const Visible& visible) {
-  constexpr int pieces = Tile<columns>::pieces;
-  constexpr int row_step = threads / pieces;
-  static_assert(threads % pieces == 0, "a thread keeps to its piece of the rows");
-  const int piece = threadIdx.x % pieces, first_row = threadIdx.x / pieces;
-  const int count = max(min(source.dim - piece * 8, 8), 0);
-  const uint16_t* source_gmem =
-      head_rows(source, batch, head) + (first + first_row) * source.time_stride + piece * 8;
-  const int64_t stride = row_step * source.time_stride;
-  if (source.aligned) {
+// Element `number` of 16 bytes.
+template <class Element>
+MMER_DEVICE typename Element::Bits element_of(uint4 words, int number) {
+  const uint32_t parts[4] = {words.x, words.y, words.z, words.w};
+  constexpr int size = Element::bytes;
+  return static_cast<typename Element::Bits>(parts[number * size / 4] >> (number * size % 4 * 8));
+}
+
+// What a thread loads of the rows of one (batch, head): of every row_step-th row the same pieces.
+template <class Element, int columns, int threads>
+struct RowLoader {
+  using Bits = typename Element::Bits;
+  using RowTile = Tile<Element, columns>;
+  static constexpr int pieces = RowTile::pieces, piece_elements = RowTile::piece_elements;
+  static constexpr int row_step = threads > pieces ? threads / pieces : 1;
+  static_assert(threads % pieces == 0 || pieces % threads == 0,
+                "a thread keeps to its pieces of the rows");
+
+  const Bits* row_gmem;
+  int64_t time_stride;
+  int dim;
+  bool aligned;
+
+  MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
+      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride),
+        time_stride(source.time_stride),
+        dim(source.dim),
+        aligned(source.aligned) {}
+
+  static MMER_DEVICE int first_row() { return threadIdx.x / pieces; }
+
+  // Starts to load the rows from `first` on; those that are not visible become zero, so that
+  // nothing that stands in padding, NaN included, takes part in a product. `whole` says that all
+  // are.
+  template <int rows, class Visible>
+  MMER_DEVICE void load(RowTile tile_smem, int first, bool whole, const Visible& visible) const {
 #pragma unroll
-    for (int begin = 0; begin < rows; begin += row_step, source_gmem += stride) {
-      const int row = begin + first_row;
-      if (rows % row_step != 0 && row >= rows) break;
-      cp_async(tile_smem.piece(row, piece), source_gmem, visible(first + row) ? count * 2 : 0);
-    }
-  } else {
+    for (int turn = 0; turn < pieces; turn += threads) {
+      const int piece = turn + threadIdx.x % pieces;
+      const int count = max(min(dim - piece * piece_elements, piece_elements), 0);
+      const Bits* source_gmem = row_gmem + first * time_stride + piece * piece_elements;
+      if (aligned && whole) {
+        each_row<rows>([&](int row) {
+          cp_async(tile_smem.piece(row, piece), source_gmem, count * Element::bytes);
+          source_gmem += row_step * time_stride;
+        });
+      } else if (aligned) {
+        each_row<rows>([&](int row) {
+          cp_async(tile_smem.piece(row, piece), source_gmem,
+                   visible(first + row) ? count * Element::bytes : 0);
+          source_gmem += row_step * time_stride;
+        });
+      } else {
 #pragma unroll 1
-    for (int row = first_row; row < rows; row += row_step, source_gmem += stride) {
-      store_shared(tile_smem.piece(row, piece),
-                   gather(source_gmem, visible(first + row) ? count : 0));
+        for (int row = first_row(); row < rows; row += row_step) {
+          store_shared(tile_smem.piece(row, piece),
+                       gather(source_gmem, visible(first + row) ? count : 0));
+          source_gmem += row_step * time_stride;
+        }
+      }
     }
   }
+
+ private:
+  template <int rows, class Do>
+  static MMER_DEVICE void each_row(const Do& act) {
+#pragma unroll
+    for (int begin = 0; begin < rows; begin += row_step) {
+      const int row = begin + first_row();
+      if (rows % row_step != 0 && row >= rows) break;
+      act(row);
+    }
+  }
+};
+
+template <int rows, int threads, class Element, int columns, class Visible>
+MMER_DEVICE void load_rows(Tile<Element, columns> tile_smem, const Rows& source, int batch,
+                           int head, int first, bool whole, const Visible& visible) {
+  const RowLoader<Element, columns, threads> loader(source, batch, head);
+  loader.template load<rows>(tile_smem, first, whole, visible);
 }
 
 // Which of a sequence's steps are real.
@@ -80,15 +144,17 @@ struct Visibility {
   MMER_DEVICE bool operator()(int step) const {
     return step < time && (!mask_gmem || mask_gmem[step * stride]);
   }
+  MMER_DEVICE bool whole(int end) const { return end <= time && !mask_gmem; }
 };
 
 // Stores the 16 rows of a warp's accumulator, (16, columns), through its own rows of a tile in
 // shared memory, from `first_column` on, so that whole pieces of 16 bytes leave. `value(n, e)` is
 // what accumulator [n][e] becomes.
-template <class Element, int columns, int tile_columns, class Value>
-MMER_DEVICE void store_warp_rows(Tile<tile_columns> staging_smem, int tile_row, const Rows& target,
-                                 int batch, int head, int first, int time, int first_column,
-                                 const Value& value) {
+template <int columns, class Element, int tile_columns, class Value>
+MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int tile_row,
+                                 const Rows& target, int batch, int head, int first, int time,
+                                 int first_column, const Value& value) {
+  using Bits = typename Element::Bits;
   const int lane = threadIdx.x % 32;
   if (target.wide) {
     float* target_gmem =
@@ -111,30 +177,27 @@ MMER_DEVICE void store_warp_rows(Tile<tile_columns> staging_smem, int tile_row, 
   for (int n = 0; n < columns / 8; ++n) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      store_shared(
-          staging_smem.piece(tile_row + half * 8 + lane / 4, first_column / 8 + n) + lane % 4 * 4,
-          Element::pack(value(n, 2 * half), value(n, 2 * half + 1)));
+      Element::store_pair(
+          staging_smem.element(tile_row + half * 8 + lane / 4, first_column + n * 8 + lane % 4 * 2),
+          value(n, 2 * half), value(n, 2 * half + 1));
     }
   }
   __syncwarp();
-  uint16_t* target_gmem = const_cast<uint16_t*>(head_rows(target, batch, head));
-  constexpr int pieces = columns / 8;
+  Bits* target_gmem = const_cast<Bits*>(head_rows<Bits>(target, batch, head));
+  constexpr int piece_elements = staging_smem.piece_elements, pieces = columns / piece_elements;
 #pragma unroll
   for (int begin = 0; begin < 16 * pieces; begin += 32) {
     const int row = (begin + lane) / pieces, piece = (begin + lane) % pieces;
-    const int column = first_column + piece * 8;
+    const int column = first_column + piece * piece_elements;
     if (first + row >= time || column >= target.dim) continue;
-    const uint4 words = load_shared(staging_smem.piece(tile_row + row, first_column / 8 + piece));
-    uint16_t* piece_gmem = target_gmem + (first + row) * target.time_stride + column;
-    if (target.aligned && column + 8 <= target.dim) {
+    const uint4 words = load_shared(staging_smem.element(tile_row + row, column));
+    Bits* piece_gmem = target_gmem + (first + row) * target.time_stride + column;
+    if (target.aligned && column + piece_elements <= target.dim) {
       store_global(piece_gmem, words);
     } else {
-      const uint32_t parts[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        if (column + n < target.dim) {
-          piece_gmem[n] = static_cast<uint16_t>(parts[n / 2] >> (n % 2 * 16));
-        }
+      for (int n = 0; n < piece_elements; ++n) {
+        if (column + n < target.dim) piece_gmem[n] = element_of<Element>(words, n);
       }
     }
   }

@@ -1,4 +1,4 @@
-"""``mmer inspect``: what the Triton kernels need on a GPU, and what they execute, with no GPU."""
+"""``mmer inspect``: what the GPU kernels need on a GPU, and what they execute, with no GPU."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand's parser."""
     parser = subparsers.add_parser(
         "inspect",
-        description="Compile the Triton kernels for GPUs that need not be here and say what each "
+        description="Compile the GPU kernels for GPUs that need not be here and say what each "
         "needs: registers, spills, shared memory, occupancy, machine instructions. With --run, "
-        "also execute them under CPU emulation and count.",
+        "execute them under CPU emulation instead and count.",
+    )
+    parser.add_argument(
+        "--backend", choices=("cuda", "triton"), action="append", help="default: both"
     )
     parser.add_argument(
         "--operator",
@@ -59,13 +62,17 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--target must be one of {sorted(TARGETS)}, got {target}")
     operators = arguments.operator or list(OPERATORS)
     dtype = getattr(torch, arguments.dtype)
-    lines = (
-        _execute(operators, targets, dtype, _shape("--run", arguments.executed))
-        if arguments.executed
-        else _compile(operators, targets, dtype, _shape("--shape", arguments.shape))
-    )
-    for line in lines:
-        print(line, flush=True)
+    executed = arguments.executed is not None
+    option, text = ("--run", arguments.executed) if executed else ("--shape", arguments.shape)
+    shape = _shape(option, text)
+    if executed:
+        print(f"executed under CPU emulation, one head, {dtype}")
+    else:
+        print(_static_head(dtype, shape))
+    for backend in arguments.backend or ("triton", "cuda"):
+        backend_lines = _triton if backend == "triton" else _cuda
+        for line in backend_lines(operators, targets, dtype, shape, executed):
+            print(line, flush=True)
     return 0
 
 
@@ -78,56 +85,67 @@ def _shape(option: str, text: str) -> Any:
     return Shape(1, 1, time_a, time_b, head_dim)
 
 
-def _compile(
-    operators: list[str], targets: list[int], dtype: torch.dtype, shape: Any
+def _static_head(dtype: torch.dtype, shape: Any) -> str:
+    from mmer.kernels.triton_backend.static import TABLE_HEAD
+
+    steps = f"{shape.time_a} x {shape.time_b} steps, head_dim {shape.head_dim}"
+    return f"static, {dtype}, {steps}\n{TABLE_HEAD}"
+
+
+def _counted(name: str, target: int, counters: Any) -> str:
+    mix = " ".join(f"{k} {n}" for k, n in counters.instructions.most_common(6))
+    return (
+        f"{name:<36} sm_{target} warp instructions "
+        f"{counters.warp_instructions}, mma {counters.mma_flops / 1e6:.1f} Mflop, "
+        f"ex2 {counters.exponentials}, "
+        f"{sum(counters.sectors.values()) * 32} bytes; {mix}"
+    )
+
+
+def _cuda(
+    operators: list[str], targets: list[int], dtype: torch.dtype, shape: Any, executed: bool
+) -> Iterator[str]:
+    from mmer.cli import _inspect_cuda
+
+    reason = _inspect_cuda.why_not()
+    if reason is not None:
+        yield f"the CUDA kernels are left out: {reason}"
+    elif executed:
+        for kernel in _inspect_cuda.execute_kernels(operators, targets, dtype, shape):
+            yield _counted(*kernel)
+    else:
+        yield from _inspect_cuda.compile_kernels(operators, targets, dtype, shape)
+
+
+def _triton(
+    operators: list[str], targets: list[int], dtype: torch.dtype, shape: Any, executed: bool
 ) -> Iterator[str]:
     from mmer.kernels.triton_backend.catalogue import plans
     from mmer.kernels.triton_backend.static import examine
     from mmer.kernels.triton_backend.target import TARGETS
 
-    yield (
-        f"static, {dtype}, {shape.time_a} x {shape.time_b} steps, head_dim {shape.head_dim}\n"
-        f"{'kernel':<24}{'sm':>4}{'regs':>6}{'spilled':>9}{'shared':>8}{'warps':>7}"
-        f"{'programs':>10}  instructions"
-    )
+    emulate_launch = _triton_emulation() if executed else None
     for operator in operators:
         for target in targets:
-            for _, plan in plans(operator, shape, dtype, TARGETS[target]):
+            if executed and target == 100:
+                yield f"{operator} sm_100: the emulator does not know tcgen05"
+                continue
+            device = "cpu" if executed else "meta"
+            for _, plan in plans(operator, shape, dtype, TARGETS[target], device=device):
                 for launch in plan.launches:
-                    report = examine(launch.compile(TARGETS[target]).kernel, target)
-                    mix = " ".join(f"{name} {n}" for name, n in report.mix.most_common(6))
-                    yield (
-                        f"{launch.name:<24}{target:>4}{report.registers:>6}{report.spilled:>9}"
-                        f"{report.shared_memory:>8}{report.warps:>7}{report.programs:>10}  {mix}"
-                    )
+                    if emulate_launch is not None:
+                        counters = emulate_launch(launch, TARGETS[target])
+                        yield _counted(launch.name, target, counters)
+                    else:
+                        report = examine(launch.compile(TARGETS[target]).kernel, target)
+                        yield report.line(launch.name, target)
 
 
-def _execute(
-    operators: list[str], targets: list[int], dtype: torch.dtype, shape: Any
-) -> Iterator[str]:
-    from mmer.kernels.triton_backend.catalogue import plans
-    from mmer.kernels.triton_backend.target import TARGETS
-
+def _triton_emulation() -> Any:
     try:
-        emulate_launch = import_module("tests.kernels.emulation").emulate_launch
+        return import_module("tests.kernels.emulation").emulate_launch
     except ImportError as error:
         raise ValueError(
             "--run needs the emulator, which lies in tests/ of a source checkout: "
             "run it as `python -m mmer inspect --run ...` in the repository"
         ) from error
-    yield f"executed under CPU emulation, one head, {dtype}"
-    for operator in operators:
-        for target in targets:
-            if TARGETS[target].capability == 100:
-                yield f"{operator} sm_100: the emulator does not know tcgen05"
-                continue
-            for _, plan in plans(operator, shape, dtype, TARGETS[target], device="cpu"):
-                for launch in plan.launches:
-                    counters = emulate_launch(launch, TARGETS[target])
-                    mix = " ".join(f"{k} {n}" for k, n in counters.instructions.most_common(6))
-                    yield (
-                        f"{launch.name:<24} sm_{target} warp instructions "
-                        f"{counters.warp_instructions}, mma {counters.mma_flops / 1e6:.1f} Mflop, "
-                        f"ex2 {32 * counters.instructions['ex2']}, "
-                        f"{sum(counters.sectors.values()) * 32} bytes; {mix}"
-                    )

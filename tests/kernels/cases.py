@@ -70,7 +70,7 @@ class PairCase:
         visible = oracle.pair_mask(
             batch, mask_a, mask_b, query_a.shape[2], query_b.shape[2], gap, options.get("max_gap")
         )
-        scale = options.get("scale") or query_a.shape[3] ** -0.5
+        scale = options.get("scale", query_a.shape[3] ** -0.5)
         decay = options.get("decay")
         out_a, lse_a = oracle.cross_attention(
             query_a, key_b, value_b, visible=visible, scale=scale, gap=gap, decay=decay

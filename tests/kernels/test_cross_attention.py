@@ -30,6 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "broadcast A": {"batch": (1, 3), "masks": True},
     "broadcast B": {"batch": (3, 1), "times": True},
     "scale": {"scale": 0.3},
+    "negative scale": {"scale": -0.4, "masks": True},
+    "scale 0": {"scale": 0.0},
     "head_dim 1": {"head_dim": 1},
     "head_dim 6": {"head_dim": 6, "masks": True},
 }

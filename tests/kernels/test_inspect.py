@@ -7,12 +7,14 @@ import re
 import pytest
 
 from mmer.cli import main
+from tests.ptx.compilers import has_nvcc
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
 def test_static_report(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "--operator", "bidirectional", "--target", "80"]) == 0
+    words = ["inspect", "--backend", "triton", "--operator", "bidirectional", "--target", "80"]
+    assert main(words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("static")
     for name in ("pair_forward", "pair_delta", "bidirectional_backward"):
@@ -24,11 +26,24 @@ def test_static_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_counters(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["inspect", "--operator", "bidirectional", "--target", "80", "--run", "17x20x16"]
-    assert main(words) == 0
+    words = ["inspect", "--backend", "triton", "--operator", "bidirectional"]
+    assert main([*words, "--target", "80", "--run", "17x20x16"]) == 0
     printed = capsys.readouterr().out
     assert "executed under CPU emulation" in printed
     assert re.search(r"pair_forward +sm_80 warp instructions \d+, mma \d", printed)
+
+
+@pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
+def test_cuda_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", "--backend", "cuda", "--operator", "shared", "--target", "80"]
+    assert main([*words, "--shape", "17x20x16"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("shared_forward_bfloat16_16_rows64", "row_state_bfloat16"):
+        assert re.search(rf"^{name} +80 +[1-9]\d* +0 ", printed, re.M)
+    assert re.search(r"^shared_backward_bfloat16_16_plain .* HMMA \d+", printed, re.M)
+    assert main([*words, "--run", "17x20x16"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^shared_forward_\w+ +sm_80 warp instructions \d+, mma 0\.\d", printed, re.M)
 
 
 @pytest.mark.parametrize(

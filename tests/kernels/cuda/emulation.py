@@ -56,6 +56,7 @@ class Machine:
         seed: Order in which warps run; None runs them in step.
         multiprocessors: So few that one block a head keeps them busy, or more.
         shared_bytes: Shared memory of a block; an A100's by default.
+        execute: False only notes what would run; results are left undefined.
         launches: What ran, in order.
     """
 
@@ -64,11 +65,15 @@ class Machine:
     seed: int | None = None
     multiprocessors: int = 1
     shared_bytes: int = 163 * 1024
+    execute: bool = True
     launches: list[Launch] = field(default_factory=list)
 
     def run(self, plans: Sequence[Any], memory: dict[int, Any]) -> None:
         """Execute plans whose pointers are those of ``memory``, by address."""
         for plan in plans:
+            if not self.execute:
+                self.launches.append(Launch(plan, Counters()))
+                continue
             kernel = kernels_of(plan.kernel, self.arch, self.sources)[plan.kernel]
             words = np.frombuffer(plan.parameters, np.uint64)
             parameters = Struct([memory.get(int(word), word) for word in words])
@@ -80,19 +85,21 @@ class Machine:
 
 def kernels_of(kernel: str, arch: str, sources: Path) -> LoadedModule:
     """The compiled source of a kernel, for its element type and class of head dimensions."""
+    name, defines = source_of(kernel)
+    return _compiled(sources / name, tuple(defines.items()), arch)
+
+
+def source_of(kernel: str) -> tuple[str, dict[str, Any]]:
+    """The file that holds a kernel, and the macros that it is compiled with."""
     role, element, *variant = kernel.removeprefix("mmer_").rsplit("_", 3)
     if variant[-1] in ("plain", "extras") or variant[-1].startswith("rows"):
-        return _compiled(sources / _SOURCE_OF[role], element, int(variant[0]), arch)
-    element = variant[-1]
-    return _compiled(sources / "small_kernels.cu", element, 0, arch)
+        return _SOURCE_OF[role], {"MMER_ELEMENT": element, "MMER_ONLY_COLUMNS": int(variant[0])}
+    return "small_kernels.cu", {"MMER_ELEMENT": variant[-1]}
 
 
 @cache
-def _compiled(source: Path, element: str, columns: int, arch: str) -> LoadedModule:
-    defines: dict[str, Any] = {"MMER_ELEMENT": element}
-    if columns:
-        defines["MMER_ONLY_COLUMNS"] = columns
-    return compile_cuda(source, arch, defines=defines, options=["--expt-relaxed-constexpr"])
+def _compiled(source: Path, defines: tuple[tuple[str, Any], ...], arch: str) -> LoadedModule:
+    return compile_cuda(source, arch, defines=dict(defines), options=["--expt-relaxed-constexpr"])
 
 
 class Call:

@@ -14,16 +14,23 @@ pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH comp
 
 
 def run(
-    operator: str, time_a: int, time_b: int, *, backward: bool, multiprocessors: int
+    operator: str,
+    time_a: int,
+    time_b: int,
+    *,
+    backward: bool,
+    multiprocessors: int,
+    dtype: torch.dtype = torch.bfloat16,
+    head_dim: int = 64,
 ) -> Machine:
     case = make_pair(
         operator,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         batch=1,
         heads=1,
         time_a=time_a,
         time_b=time_b,
-        head_dim=64,
+        head_dim=head_dim,
     )
     with emulated_backend(multiprocessors=multiprocessors) as machine:
         outputs = case.run(backend="cuda")
@@ -47,6 +54,21 @@ def test_no_bank_conflicts_and_whole_sectors() -> None:
         for kind in counters.sectors:
             if kind.startswith("st") or "store" in kind:
                 assert 32 * counters.sectors[kind] <= 1.1 * counters.bytes[kind] + 4096, name
+
+
+def test_float32_reads_without_bank_conflicts() -> None:
+    machine = run(
+        "shared_cross_attention",
+        *(64, 128),
+        backward=True,
+        multiprocessors=1,
+        dtype=torch.float32,
+        head_dim=32,
+    )
+    for launch in machine.launches:
+        counters, name = launch.counters, launch.plan.kernel
+        for kind in ("load", "ldmatrix", "cp.async"):
+            assert counters.wavefronts[kind] == counters.phases[kind], f"{name}: {kind}"
 
 
 @pytest.mark.parametrize(("time_a", "time_b"), [(64, 128), (128, 128)])

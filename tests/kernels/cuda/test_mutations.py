@@ -26,6 +26,7 @@ class Mutation:
     Attributes:
         check: name of a finding of the emulator; None: the results are wrong.
         last: replace the last occurrence instead of the first.
+        scale: of the scores that show it.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Mutation:
     new: str
     check: str | None
     last: bool = False
+    scale: float = 0.35
 
     def apply(self, folder: Path) -> None:
         path = folder / "cuda" / self.source
@@ -54,14 +56,16 @@ FORWARD = {
     "shorter wait": Mutation(
         "directed_forward.h", "cp_async_wait<1>();", "cp_async_wait<2>();", "copy in flight"
     ),
-    "end of the keys": Mutation("directed_forward.h", "is_seen ? bias : -infinity", "bias", None),
+    "end of the keys": Mutation(
+        "directed_forward.h", "is_seen ? reader.bias(key) : -infinity", "0.0f", None
+    ),
     "bias of the keys": Mutation(
         "visible.h", "bias_smem[n * 8 + lane % 4 * 2 + e % 2]);", "0.0f);", None
     ),
     "rows past the end are loaded": Mutation(
         "tile.h",
-        "visible(first + row) ? count * 2 : 0",
-        "count * 2",
+        "visible(first + row) ? count * Element::bytes : 0",
+        "count * Element::bytes",
         "out of bounds global",
     ),
     "rows past the end are stored": Mutation(
@@ -70,7 +74,9 @@ FORWARD = {
         "if (column >= target.dim) continue;",
         "out of bounds global",
     ),
-    "rescaling of the sums": Mutation("directed_forward.h", "row_sum[half] *= shrink;", "", None),
+    "rescaling of the sums": Mutation(
+        "directed_forward.h", "row_sum[half] *= shrink;", "", None, scale=2.0
+    ),
 }
 SHARED = {
     "barrier before the transposed product": Mutation(
@@ -88,16 +94,30 @@ BACKWARD = {
         "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race"
     ),
     "correction of the keys' gradient": Mutation(
-        "owner_backward.h", "(grad_weight - correction_smem[column])", "grad_weight", None
+        "owner_backward.h", "extras ? 0.0f : -correction_smem[column]", "0.0f", None
     ),
 }
 
 
-def run_mutated(mutation: Mutation, folder: Path, operator: str, *, multiprocessors: int) -> None:
+def run_mutated(
+    mutation: Mutation,
+    folder: Path,
+    operator: str,
+    *,
+    multiprocessors: int,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     shutil.copytree(SOURCES.parent, folder / "csrc")
     mutation.apply(folder / "csrc")
     case = make_pair(
-        operator, dtype=torch.bfloat16, batch=2, heads=1, time_a=70, time_b=150, masks=True
+        operator,
+        dtype=dtype,
+        batch=2,
+        heads=1,
+        time_a=70,
+        time_b=150,
+        masks=True,
+        scale=mutation.scale,
     )
     expected = KernelFault if mutation.check else AssertionError
     machine = {"sources": folder / "csrc" / "cuda", "multiprocessors": multiprocessors}
@@ -107,6 +127,13 @@ def run_mutated(mutation: Mutation, folder: Path, operator: str, *, multiprocess
         assert not isinstance(failure.value, KernelFault), failure.value
     else:
         assert mutation.check in {finding.check for finding in failure.value.findings}
+
+
+@pytest.mark.parametrize("product", ["a_small, b_large", "a_large, b_small"])
+def test_single_tf32_is_not_enough(product: str, tmp_path: Path) -> None:
+    mutation = Mutation("elements.h", f"multiply(accumulator, {product});", "", None)
+    operator = "bidirectional_cross_attention"
+    run_mutated(mutation, tmp_path, operator, multiprocessors=1, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", FORWARD)
