@@ -44,6 +44,7 @@ from ..triton_backend.pairs import (
 from ..triton_backend.target import Target
 from .triton_backward import BackwardSide, shared_once_backward, shared_split_backward
 from .triton_forward import shared_once_forward
+from .triton_two_blocks import shared_two_block_forward
 
 # S once, forward. ``block`` is the longest side that a program holds. The tiles of both sides and
 # three products are in registers, and what repairs a failed guard takes its share: 32 rows, but for
@@ -65,6 +66,15 @@ ONCE_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
     Configuration(dim=128, bits=16, block=64, tile=16, warps=8, stages=1),
 )
+# S once for a short side of 65 to 128 steps, forward. Tiles of 32 steps execute a fifth more
+# instructions, those of 128 spill.
+TWO_BLOCK_FORWARD: tuple[Configuration, ...] = (
+    Configuration(dim=64, bits=16, block=128, tile=64, warps=4, stages=1, capability=90, below=100),
+)
+# The same backward, the short side in one block of 128: 4 warps spill 944 bytes.
+TWO_BLOCK_BACKWARD: tuple[Configuration, ...] = (
+    Configuration(dim=64, bits=16, block=128, tile=32, warps=8, stages=1, capability=90, below=100),
+)
 # Role split, backward: five products, two accumulators, three resident tiles.
 SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
@@ -82,15 +92,23 @@ SPLIT_BACKWARD: tuple[Configuration, ...] = (
 
 
 def computes_scores_once(
-    short: int, batch_heads: int, dim: int, dtype: torch.dtype, target: Target
+    short: int, batch_heads: int, dim: int, dtype: torch.dtype, timed: bool, target: Target
 ) -> bool:
     """Whether one program a head, holding the short side, serves both directions.
 
-    It executes half the instructions of two directions, but has one program a head, which must hold
-    the short side in registers: 64 steps, and halves. float32 takes three products for one and does
-    not fit.
+    It executes about half the instructions of two directions, but has one program a head, which
+    must hold the short side in registers: 64 steps, and halves. float32 takes three products for
+    one and does not fit. 128 steps fit where wgmma reads factors from shared memory and nothing but
+    scores and sums is held: bfloat16 without times; they pay where there are heads for every
+    processor.
     """
-    return 0 < short <= 64 and dim <= 128 and dtype != torch.float32
+    if dtype == torch.float32 or short == 0:
+        return False
+    if short <= 64:
+        return dim <= 128
+    has_wgmma = 90 <= target.capability < 100 and not target.hip
+    fits = short <= 128 and dim <= 64 and dtype == torch.bfloat16 and not timed
+    return fits and has_wgmma and batch_heads >= target.processors
 
 
 def plan_forward(
@@ -100,7 +118,10 @@ def plan_forward(
     dims = padded_dim(qk_a.shape[3], v_a.shape[3], v_b.shape[3])
     time_a, time_b = qk_a.shape[2], qk_b.shape[2]
     batch_heads = common_batch(qk_a, qk_b) * qk_a.shape[1]
-    if not computes_scores_once(min(time_a, time_b), batch_heads, dims, qk_a.dtype, target):
+    short = min(time_a, time_b)
+    if not computes_scores_once(
+        short, batch_heads, dims, qk_a.dtype, options.times_a is not None, target
+    ):
         return plan_pair_forward(qk_a, qk_a, v_a, qk_b, qk_b, v_b, options, target)
     return _plan_once(qk_a, qk_b, v_a, v_b, options, target)
 
@@ -117,7 +138,8 @@ def _plan_once(
     time_a, time_b = qk_a.shape[2], qk_b.shape[2]
     streams_a = time_a >= time_b
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
-    row = pick(ONCE_FORWARD, max(block_dim, block_value_dim), qk_a.dtype, target)
+    table = ONCE_FORWARD if min(time_a, time_b) <= 64 else TWO_BLOCK_FORWARD
+    row = pick(table, max(block_dim, block_value_dim), qk_a.dtype, target)
     arguments: dict[str, Any] = {
         "x": side_a if streams_a else side_b,
         "y": side_b if streams_a else side_a,
@@ -134,24 +156,23 @@ def _plan_once(
         "VALUE_DIM_X": value_dims[0 if streams_a else 1],
         "VALUE_DIM_Y": value_dims[1 if streams_a else 0],
         "BLOCK_X": row.tile,
-        "BLOCK_Y": padded_dim(min(time_a, time_b)),
         "BLOCK_HEAD_DIM": block_dim,
         "BLOCK_VALUE_DIM": block_value_dim,
         "NEGATIVE": options.scale < 0,
-        "LIMITED": limited(options),
-        "EXACT": qk_a.dtype == torch.float16 or steps_a.times is not None,
         "PRECISION": target.precision,
     }
+    if min(time_a, time_b) > 64:
+        kernel: Any = shared_two_block_forward
+        constants |= {"BLOCK_Y": 64}
+    else:
+        kernel = shared_once_forward
+        constants |= {
+            "BLOCK_Y": padded_dim(min(time_a, time_b)),
+            "LIMITED": limited(options),
+            "EXACT": qk_a.dtype == torch.float16 or steps_a.times is not None,
+        }
     outputs = (out_a, out_b, lse_a, lse_b)
-    launch = Launch(
-        "shared_once_forward",
-        shared_once_forward,
-        batch * heads,
-        arguments,
-        constants,
-        row,
-        outputs,
-    )
+    launch = Launch(kernel.__name__, kernel, batch * heads, arguments, constants, row, outputs)
     return Plan(outputs, [launch])
 
 
@@ -175,7 +196,10 @@ def plan_backward(
     grad_qk_a, grad_qk_b, grad_v_a, grad_v_b = gradients
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
     widest = max(block_dim, block_value_dim)
-    once = computes_scores_once(min(time_a, time_b), batch * heads, widest, qk_a.dtype, target)
+    short = min(time_a, time_b)
+    once = computes_scores_once(
+        short, batch * heads, widest, qk_a.dtype, options.times_a is not None, target
+    )
     launches = []
     deltas: list[Tensor | None] = [None, None]
     grad_lse_a, grad_lse_b = (None if x is None else x.contiguous() for x in grad_lses)
@@ -223,7 +247,8 @@ def plan_backward(
         "PRECISION": target.precision,
     }
     if once:
-        row = pick(ONCE_BACKWARD, widest, qk_a.dtype, target)
+        table = ONCE_BACKWARD if short <= 64 else TWO_BLOCK_BACKWARD
+        row = pick(table, widest, qk_a.dtype, target)
         streams_a = time_a >= time_b
         gap_sums = lses[0].new_empty(batch, heads) if has_decay else None
         sides = (side_a, side_b) if streams_a else (side_b, side_a)

@@ -47,15 +47,15 @@ class BackwardSide(NamedTuple):
 
 
 @triton.jit
-def runtime_side(side):
-    """The side with strides that are values, not constants; without what S once needs alone."""
+def runtime_side(side, other):
+    """The side with strides that an ``if`` can choose; without what S once needs alone."""
     return BackwardSide(
-        runtime_matrix(side.key),
-        runtime_matrix(side.value),
+        runtime_matrix(side.key, other.key),
+        runtime_matrix(side.value, other.value),
         None,
-        runtime_matrix(side.grad_out),
-        runtime_matrix(side.grad_key),
-        runtime_matrix(side.grad_value),
+        runtime_matrix(side.grad_out, other.grad_out),
+        runtime_matrix(side.grad_key, other.grad_key),
+        runtime_matrix(side.grad_value, other.grad_value),
         side.lse,
         None,
         side.delta,
@@ -92,18 +92,18 @@ def shared_split_backward(
     if gap_sums is not None:
         gap_sum = gap_sums + tl.cast(row, tl.int64) * blocks_a + block
     if VALUE_DIM_A == VALUE_DIM_B:
-        a = runtime_side(a)
-        b = runtime_side(b)
+        either_a = runtime_side(a, b)
+        either_b = runtime_side(b, a)
         if block < blocks_a:
-            x = a
-            y = b
+            x = either_a
+            y = either_b
             time_x = time_a
             time_y = time_b
             start = block * BLOCK
             stream = 0
         else:
-            x = b
-            y = a
+            x = either_b
+            y = either_a
             time_x = time_b
             time_y = time_a
             start = (block - blocks_a) * BLOCK
@@ -252,7 +252,7 @@ def _split_block(
     grad_key = tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32)
     grad_value = tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32)
     gaps = tl.zeros([BLOCK], tl.float32)
-    span = whole_span(y.steps, batch, time_y, TILE)
+    span = whole_span(y.steps, batch, time_y, TILE, TILE)
     for EDGE in tl.static_range(1 if MASKED else 0, 2):
         for index in range(0, tile_count(span, EDGE, TILE)):
             start = tile_start(span, index, EDGE, TILE)

@@ -26,6 +26,7 @@ class Configuration:
         tile: size of the streamed tiles.
         warps: warps of a program.
         stages: depth of the software pipeline.
+        interior: size of the streamed tiles that need no mask, where larger than ``tile``.
         capability: smallest CUDA capability the row is for, 80 for A100.
         below: the capability that the row is no longer for; 90 alone has wgmma, whose operands lie
             in shared memory, so that rows for it may have larger tiles.
@@ -41,6 +42,7 @@ class Configuration:
     tile: int
     warps: int
     stages: int
+    interior: int = 0
     capability: int = 80
     below: int = 1000
     registers: int = 255
