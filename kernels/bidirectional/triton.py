@@ -71,7 +71,9 @@ def plan_backward(
     time_b, dim = q_b.shape[2], q_a.shape[3]
     steps_a, steps_b = describe_sides(options)
     contiguous = tuple(None if x is None else x.contiguous() for x in grad_lses)
-    deltas, first = plan_delta(outputs, (grad_a, grad_b), lses, contiguous, (steps_a, steps_b))
+    deltas, first = plan_delta(
+        outputs, (grad_a, grad_b), lses, contiguous, (steps_a, steps_b), target
+    )
     inputs = (q_a, k_a, v_a, q_b, k_b, v_b)
     gradients = new_gradients(inputs, batch)
     sides = [

@@ -145,7 +145,7 @@ def plan_backward(
     grad_lse = None if grad_lses[0] is None else grad_lses[0].contiguous()
     batch, heads, time, dim = q.shape
     side = steps(options.mask, None)
-    (delta,), first = plan_delta(outputs, (grad_out,), lses, (grad_lse,), (side,))
+    (delta,), first = plan_delta(outputs, (grad_out,), lses, (grad_lse,), (side,), target)
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
     grad_summaries: list[Tensor | None] = [None, None]
     if options.summary_k is not None and options.summary_v is not None:

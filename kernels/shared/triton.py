@@ -1,13 +1,15 @@
 """Shared cross-attention on Triton: which form runs a call, and its launches.
 
-| shorter side | halves, up to 128 dimensions | float32 or wider heads |
+| shorter side | forward | backward |
 |---|---|---|
-| up to 64 steps | S once: one program a head, one launch, forward and backward | role split |
-| longer | role split: S once a direction, both in one launch | role split |
+| up to 64 steps, 128 dimensions | bfloat16 without times: S once | halves: S once |
+| up to 128 steps, 64 dimensions | the same on capability 9.0, with many heads | the same |
+| longer, wider, float32 | role split: S once a direction | role split: S once a side |
 
-Role split takes the row maximum of the first tile as reference for the whole row in bfloat16 (a
-running maximum in float16, float32 and with times), and computes five products a side backward.
-With several blocks of the short side, S once would have to write float32 partial sums.
+S once is one program a head, one launch. Role split takes the row maximum of the first tile as
+reference for the whole row in bfloat16 (a running maximum in float16, float32 and with times), both
+directions in one launch, and computes five products a side backward. With more blocks of the short
+side, S once would have to write float32 partial sums.
 """
 
 from __future__ import annotations
@@ -46,18 +48,16 @@ from .triton_backward import BackwardSide, shared_once_backward, shared_split_ba
 from .triton_forward import shared_once_forward
 from .triton_two_blocks import shared_two_block_forward
 
-# S once, forward. ``block`` is the longest side that a program holds. The tiles of both sides and
-# three products are in registers, and what repairs a failed guard takes its share: 32 rows, but for
-# wgmma, which reads one factor from shared memory.
+# S once, forward. ``block`` is the longest side that a program holds. mma.sync wants 16 rows of X a
+# warp: fewer, and several warps execute the same products.
 ONCE_FORWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, capability=90, below=100),
     Configuration(dim=64, bits=16, block=64, tile=32, warps=8, stages=1, capability=100, below=120),
-    Configuration(
-        dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=120, spilled=136
-    ),
-    # The short side is a factor that every warp holds whole: of the tiles tried, none fits without
-    # a spill, this one nearly.
-    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, spilled=16),
+    # 64 rows spill 96 bytes, 32 rows of 2 warps 64 bytes: here warps do work twice instead.
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=120),
+    # ptxas spills 48 bytes of 64 rows where it does not for 8.0.
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=2, stages=1, capability=86),
+    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1),
     Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
 )
 # S once, backward: three resident tiles, seven products, two accumulators of the short side.
@@ -78,8 +78,8 @@ TWO_BLOCK_BACKWARD: tuple[Configuration, ...] = (
 # Role split, backward: five products, two accumulators, three resident tiles.
 SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
-    Configuration(dim=64, bits=16, block=32, tile=32, warps=4, stages=1, capability=120),
-    Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
+    # Left alone, ptxas stops at 168 registers for a third program and spills 16 bytes.
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, registers=255),
     Configuration(dim=128, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
     Configuration(dim=128, bits=16, block=32, tile=16, warps=4, stages=1),
     Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
@@ -91,24 +91,35 @@ SPLIT_BACKWARD: tuple[Configuration, ...] = (
 )
 
 
-def computes_scores_once(
+def forward_has_scores_once(
     short: int, batch_heads: int, dim: int, dtype: torch.dtype, timed: bool, target: Target
 ) -> bool:
-    """Whether one program a head, holding the short side, serves both directions.
+    """Whether one program a head, holding the short side, serves both directions forward.
 
-    It executes about half the instructions of two directions, but has one program a head, which
-    must hold the short side in registers: 64 steps, and halves. float32 takes three products for
-    one and does not fit. 128 steps fit where wgmma reads factors from shared memory and nothing but
-    scores and sums is held: bfloat16 without times; they pay where there are heads for every
-    processor.
+    It executes half the instructions of two directions, but has one program a head, which must hold
+    the short side in registers, and needs a common reference: bfloat16 alone has the exponents for
+    one, and times put scores far apart. With two exponentials it would execute no fewer
+    instructions than role split. 128 steps fit where wgmma reads factors from shared memory, and
+    pay where there are heads for every processor.
     """
-    if dtype == torch.float32 or short == 0:
-        return False
+    return dtype == torch.bfloat16 and not timed and _fits_once(short, batch_heads, dim, target)
+
+
+def backward_has_scores_once(
+    short: int, batch_heads: int, dim: int, dtype: torch.dtype, target: Target
+) -> bool:
+    """The same for the backward, which has the log-sum-exps: any halves, with times or without.
+
+    float32 takes three products for one and does not fit.
+    """
+    return dtype != torch.float32 and _fits_once(short, batch_heads, dim, target)
+
+
+def _fits_once(short: int, batch_heads: int, dim: int, target: Target) -> bool:
     if short <= 64:
-        return dim <= 128
+        return short > 0 and dim <= 128
     has_wgmma = 90 <= target.capability < 100 and not target.hip
-    fits = short <= 128 and dim <= 64 and dtype == torch.bfloat16 and not timed
-    return fits and has_wgmma and batch_heads >= target.processors
+    return short <= 128 and dim <= 64 and has_wgmma and batch_heads >= target.processors
 
 
 def plan_forward(
@@ -119,9 +130,8 @@ def plan_forward(
     time_a, time_b = qk_a.shape[2], qk_b.shape[2]
     batch_heads = common_batch(qk_a, qk_b) * qk_a.shape[1]
     short = min(time_a, time_b)
-    if not computes_scores_once(
-        short, batch_heads, dims, qk_a.dtype, options.times_a is not None, target
-    ):
+    timed = describe_sides(options)[0].times is not None
+    if not forward_has_scores_once(short, batch_heads, dims, qk_a.dtype, timed, target):
         return plan_pair_forward(qk_a, qk_a, v_a, qk_b, qk_b, v_b, options, target)
     return _plan_once(qk_a, qk_b, v_a, v_b, options, target)
 
@@ -166,11 +176,7 @@ def _plan_once(
         constants |= {"BLOCK_Y": 64}
     else:
         kernel = shared_once_forward
-        constants |= {
-            "BLOCK_Y": padded_dim(min(time_a, time_b)),
-            "LIMITED": limited(options),
-            "EXACT": qk_a.dtype == torch.float16 or steps_a.times is not None,
-        }
+        constants |= {"BLOCK_Y": padded_dim(min(time_a, time_b))}
     outputs = (out_a, out_b, lse_a, lse_b)
     launch = Launch(kernel.__name__, kernel, batch * heads, arguments, constants, row, outputs)
     return Plan(outputs, [launch])
@@ -197,15 +203,13 @@ def plan_backward(
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
     widest = max(block_dim, block_value_dim)
     short = min(time_a, time_b)
-    once = computes_scores_once(
-        short, batch * heads, widest, qk_a.dtype, options.times_a is not None, target
-    )
+    once = backward_has_scores_once(short, batch * heads, widest, qk_a.dtype, target)
     launches = []
     deltas: list[Tensor | None] = [None, None]
     grad_lse_a, grad_lse_b = (None if x is None else x.contiguous() for x in grad_lses)
     if not once:
         made, launch = plan_delta(
-            outputs, (grad_a, grad_b), lses, (grad_lse_a, grad_lse_b), (steps_a, steps_b)
+            outputs, (grad_a, grad_b), lses, (grad_lse_a, grad_lse_b), (steps_a, steps_b), target
         )
         deltas = [*made]
         launches.append(launch)

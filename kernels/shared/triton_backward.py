@@ -431,7 +431,18 @@ def shared_once_backward(
     if LIMITED:
         y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
     y_delta = row_delta(
-        y, batch, head, row, 0, y_real, time_y, y_grad, VALUE_DIM_X, BLOCK_Y, BLOCK_VALUE_DIM
+        y,
+        batch,
+        head,
+        row,
+        0,
+        y_real,
+        time_y,
+        y_grad,
+        VALUE_DIM_X,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        PRECISION,
     )
     grad_y_key = tl.zeros([BLOCK_Y, BLOCK_HEAD_DIM], tl.float32)
     grad_y_value = tl.zeros([BLOCK_Y, BLOCK_VALUE_DIM], tl.float32)
@@ -476,6 +487,7 @@ def shared_once_backward(
             VALUE_DIM_Y,
             BLOCK_X,
             BLOCK_VALUE_DIM,
+            PRECISION,
         )
         # (BLOCK_Y, BLOCK_X): the resident side on the rows of the products
         scores = tl.dot(y_key, tl.trans(x_key), input_precision=PRECISION) * scoring.scale_log2

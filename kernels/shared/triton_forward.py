@@ -4,8 +4,7 @@ Y is the short side, in one block; the tiles of X stream past it. A tile sees al
 rows are finished at once; the columns gather over the tiles. One exponential serves both directions
 under a common reference, the maximum of the first tile. Row and column sums guard it: where one
 leaves the range of float32, both directions are computed again, each with its own scores and exact
-maxima. float16, whose exponents are too few for a common reference, and scores with times take two
-exponentials from the start (``triton_exact.py``).
+maxima.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from ..triton_backend.tiles import (
     store_row_values,
     store_tile,
 )
-from .triton_exact import exact
 from .triton_finish import LARGEST, SMALLEST, finish_columns, in_order, repair, store_padding
 
 
@@ -47,8 +45,6 @@ def shared_once_forward(
     BLOCK_HEAD_DIM: tl.constexpr,
     BLOCK_VALUE_DIM: tl.constexpr,
     NEGATIVE: tl.constexpr,
-    LIMITED: tl.constexpr,
-    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One head a program; the ``query`` of a side is what it is compared by."""
@@ -79,74 +75,48 @@ def shared_once_forward(
         BLOCK_VALUE_DIM,
         True,
     )
-    if EXACT:
-        exact(
+    safe = _one_exponential(
+        x,
+        y,
+        y_key,
+        y_value,
+        y_real,
+        scoring,
+        batch,
+        head,
+        row,
+        time_x,
+        time_y,
+        stream_x,
+        stream_y,
+        HEAD_DIM,
+        VALUE_DIM_X,
+        VALUE_DIM_Y,
+        BLOCK_X,
+        BLOCK_Y,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        PRECISION,
+    )
+    if not safe:
+        repair(
             x,
             y,
-            y_key,
-            y_value,
-            y_real,
             scoring,
-            batch,
-            head,
-            row,
+            heads,
             time_x,
             time_y,
+            row,
             stream_x,
             stream_y,
             HEAD_DIM,
             VALUE_DIM_X,
             VALUE_DIM_Y,
-            BLOCK_X,
-            BLOCK_Y,
             BLOCK_HEAD_DIM,
             BLOCK_VALUE_DIM,
-            LIMITED,
+            NEGATIVE,
             PRECISION,
         )
-    else:
-        safe = _one_exponential(
-            x,
-            y,
-            y_key,
-            y_value,
-            y_real,
-            scoring,
-            batch,
-            head,
-            row,
-            time_x,
-            time_y,
-            stream_x,
-            stream_y,
-            HEAD_DIM,
-            VALUE_DIM_X,
-            VALUE_DIM_Y,
-            BLOCK_X,
-            BLOCK_Y,
-            BLOCK_HEAD_DIM,
-            BLOCK_VALUE_DIM,
-            PRECISION,
-        )
-        if not safe:
-            repair(
-                x,
-                y,
-                scoring,
-                heads,
-                time_x,
-                time_y,
-                row,
-                stream_x,
-                stream_y,
-                HEAD_DIM,
-                VALUE_DIM_X,
-                VALUE_DIM_Y,
-                BLOCK_HEAD_DIM,
-                BLOCK_VALUE_DIM,
-                NEGATIVE,
-                PRECISION,
-            )
 
 
 @triton.jit

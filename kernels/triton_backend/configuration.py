@@ -1,6 +1,6 @@
 """Tile sizes, warps and stages: what a row of a kernel's table says.
 
-The first row that fits a call is taken; nothing is tuned at run time. ``registers`` and
+The first row that fits a call is taken; nothing is tuned at run time. ``spilled`` and
 ``shared_memory`` are the budgets that the row was chosen within; tests compile every row for every
 target and hold it to them.
 """
@@ -30,7 +30,8 @@ class Configuration:
         capability: smallest CUDA capability the row is for, 80 for A100.
         below: the capability that the row is no longer for; 90 alone has wgmma, whose operands lie
             in shared memory, so that rows for it may have larger tiles.
-        registers: largest number of registers a thread may use.
+        registers: how many a thread may use; None leaves it to ptxas, which may spill for the sake of
+            another program on the processor.
         spilled: largest number of bytes a thread may spill; 0 wherever a tile was found that keeps
             everything in registers.
         shared_memory: largest number of bytes of shared memory a program may use.
@@ -45,7 +46,7 @@ class Configuration:
     interior: int = 0
     capability: int = 80
     below: int = 1000
-    registers: int = 255
+    registers: int | None = None
     spilled: int = 0
     shared_memory: int = 101_376
 

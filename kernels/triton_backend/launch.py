@@ -47,7 +47,11 @@ class Launch:
     @property
     def options(self) -> dict[str, int]:
         """Options of Triton's compiler."""
-        return {"num_warps": self.configuration.warps, "num_stages": self.configuration.stages}
+        row = self.configuration
+        options = {"num_warps": row.warps, "num_stages": row.stages}
+        if row.registers is not None and torch.version.hip is None:
+            options["maxnreg"] = row.registers
+        return options
 
     def run(self) -> None:
         """Launch on the tensors' device, or interpret."""

@@ -165,6 +165,7 @@ def plan_delta(
     lses: tuple[Tensor, ...],
     grad_lses: tuple[Tensor | None, ...],
     sides: tuple[Steps, ...],
+    target: Target,
 ) -> tuple[list[Tensor], Launch]:
     """The delta of one side or of both, (batch, heads, time) float32, in one launch."""
     deltas = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in lses]
@@ -191,6 +192,7 @@ def plan_delta(
         "DIM_B": outputs[-1].shape[3],
         "BLOCK": DELTA.block,
         "BLOCK_DIM": padded_dim(outputs[0].shape[3], outputs[-1].shape[3]),
+        "PRECISION": target.precision,
     }
     programs = batch * heads * sum(counts)
     launch = Launch("pair_delta", pair_delta, programs, arguments, constants, DELTA, tuple(deltas))

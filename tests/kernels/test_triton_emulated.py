@@ -260,7 +260,7 @@ def test_references_far_from_the_scores(
     )
     tensors[0][:, :, 100] *= spread
     tensors[1][:, :, 40] *= spread
-    monkeypatch.setattr(shared_triton, "computes_scores_once", lambda *_: form != "split")
+    monkeypatch.setattr(shared_triton, "forward_has_scores_once", lambda *_: form != "split")
     target = TARGETS[90 if form == "two blocks" else 80]
     results = emulate(shared_triton.plan_forward(*tensors, options, target), target)
     wide, wide_options = to_oracle(shared.operator.DEFINITION, tensors, options, torch.float64)

@@ -44,7 +44,7 @@ def test_rows_keep_their_budgets(
             report = examine(launch.compile(target).kernel, capability)
             row = launch.configuration
             assert report.spilled <= row.spilled, f"{launch.name} {row}: {report}"
-            assert report.registers <= row.registers
+            assert report.registers <= (row.registers or 255)
             assert report.shared_memory <= row.shared_memory
             assert report.programs >= 1
             if launch.name != "pair_delta":
