@@ -30,8 +30,8 @@ class Configuration:
         capability: smallest CUDA capability the row is for, 80 for A100.
         below: the capability that the row is no longer for; 90 alone has wgmma, whose operands lie
             in shared memory, so that rows for it may have larger tiles.
-        registers: how many a thread may use; None leaves it to ptxas, which may spill so that one more
-            program fits on a processor.
+        registers: how many a thread may use; None leaves it to ptxas, which may spill a little so
+            that one more program fits on a processor.
         spilled: largest number of bytes a thread may spill; 0 wherever a tile was found that keeps
             everything in registers.
         shared_memory: largest number of bytes of shared memory a program may use.
