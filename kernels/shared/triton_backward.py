@@ -444,6 +444,7 @@ def shared_once_backward(
         BLOCK_VALUE_DIM,
         PRECISION,
     )
+    y_offset = tl.where(y_real, 0.0, float("-inf"))
     grad_y_key = tl.zeros([BLOCK_Y, BLOCK_HEAD_DIM], tl.float32)
     grad_y_value = tl.zeros([BLOCK_Y, BLOCK_VALUE_DIM], tl.float32)
     gaps = tl.zeros([BLOCK_Y], tl.float32)
@@ -490,7 +491,8 @@ def shared_once_backward(
             PRECISION,
         )
         # (BLOCK_Y, BLOCK_X): the resident side on the rows of the products
-        scores = tl.dot(y_key, tl.trans(x_key), input_precision=PRECISION) * scoring.scale_log2
+        scores = tl.dot(y_key, tl.trans(x_key), input_precision=PRECISION)
+        scores = scores * scoring.scale_log2 + y_offset[:, None]
         if TIMED:
             x_times = load_times(x.steps, batch, start, x_real, BLOCK_X)
             gap = tl.abs(y_times[:, None] - x_times[None, :])
@@ -498,10 +500,19 @@ def shared_once_backward(
                 scores -= tl.load(scoring.decay + head) * LOG2_E * gap
             if LIMITED:
                 scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
-        scores = tl.where(y_real[:, None] & x_real[None, :], scores, float("-inf"))
+        scores = tl.where(x_real[None, :], scores, float("-inf"))
+        # One direction after the other: less is live at a time.
         x_weights = tl.math.exp2(scores - x_lse[None, :])
-        y_weights = tl.math.exp2(scores - y_lse[:, None])
         grad_x_weights = tl.dot(y_value, tl.trans(x_grad), input_precision=PRECISION)
+        kept_x = x_weights
+        if scoring.seed is not None:
+            x_keep = tl.trans(keep_mask(scoring, row, rows, 0, stream_x, BLOCK_X, BLOCK_Y))
+            grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
+            kept_x = tl.where(x_keep, x_weights * scoring.keep_scale, 0.0)
+        grad_scores = x_weights * (grad_x_weights - x_delta[None, :])
+        grad_y_value = tl.dot(
+            kept_x.to(x_grad.dtype), x_grad, grad_y_value, input_precision=PRECISION
+        )
         x_value = load_tile(
             select_head(x.value, batch, head),
             x.value.stride_time,
@@ -512,22 +523,15 @@ def shared_once_backward(
             BLOCK_VALUE_DIM,
             True,
         )
+        y_weights = tl.math.exp2(scores - y_lse[:, None])
         grad_y_weights = tl.dot(y_grad, tl.trans(x_value), input_precision=PRECISION)
-        kept_x = x_weights
         kept_y = y_weights
         if scoring.seed is not None:
-            x_keep = tl.trans(keep_mask(scoring, row, rows, 0, stream_x, BLOCK_X, BLOCK_Y))
             y_keep = keep_mask(scoring, row, columns, start, stream_y, BLOCK_Y, BLOCK_X)
-            grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
             grad_y_weights = tl.where(y_keep, grad_y_weights * scoring.keep_scale, 0.0)
-            kept_x = tl.where(x_keep, x_weights * scoring.keep_scale, 0.0)
             kept_y = tl.where(y_keep, y_weights * scoring.keep_scale, 0.0)
-        grad_y_value = tl.dot(
-            kept_x.to(x_grad.dtype), x_grad, grad_y_value, input_precision=PRECISION
-        )
-        grad_x_value = tl.dot(tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION)
-        grad_scores = x_weights * (grad_x_weights - x_delta[None, :])
         grad_scores += y_weights * (grad_y_weights - y_delta[:, None])
+        grad_x_value = tl.dot(tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION)
         if TIMED and gap_sums is not None:
             gaps += tl.sum(grad_scores * gap, 1)
         rounded = grad_scores.to(x_key.dtype)
