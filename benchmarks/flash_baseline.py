@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmer.kernels.triton_backend.configuration import Configuration
 from mmer.kernels.triton_backend.launch import Launch, Plan
+from mmer.kernels.triton_backend.tiles import log2
 
 FORWARD = Configuration(dim=128, bits=16, block=64, tile=64, warps=4, stages=2)
 BACKWARD = Configuration(dim=128, bits=16, block=64, tile=32, warps=4, stages=2)
@@ -78,7 +79,7 @@ def flash_forward(
             row_max = new_max
     _put(out, row, start, time_q, acc * (1.0 / row_sum)[:, None], DIM, BLOCK)
     steps = start + tl.arange(0, BLOCK)
-    tl.store(lse + row * time_q + steps, row_max + tl.math.log2(row_sum), mask=steps < time_q)
+    tl.store(lse + row * time_q + steps, row_max + log2(row_sum), mask=steps < time_q)
 
 
 @triton.jit(do_not_specialize=["time", "blocks"])

@@ -35,9 +35,12 @@ BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
     Configuration(dim=256, bits=16, block=32, tile=32, warps=8, stages=1),
     # float32 is three products a product: small tiles, and many warps to share them.
-    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1, spilled=16),
-    Configuration(dim=128, bits=32, block=32, tile=16, warps=8, stages=1),
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
+    # 32 rows spill 16 bytes on 12.0.
+    Configuration(dim=64, bits=32, block=16, tile=16, warps=4, stages=1, capability=120),
+    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1),
+    Configuration(dim=128, bits=32, block=16, tile=16, warps=8, stages=1),
+    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
+    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1, spilled=272),
 )
 
 
@@ -71,7 +74,9 @@ def plan_backward(
     time_b, dim = q_b.shape[2], q_a.shape[3]
     steps_a, steps_b = describe_sides(options)
     contiguous = tuple(None if x is None else x.contiguous() for x in grad_lses)
-    deltas, first = plan_delta(outputs, (grad_a, grad_b), lses, contiguous, (steps_a, steps_b))
+    deltas, first = plan_delta(
+        outputs, (grad_a, grad_b), lses, contiguous, (steps_a, steps_b), target
+    )
     inputs = (q_a, k_a, v_a, q_b, k_b, v_b)
     gradients = new_gradients(inputs, batch)
     sides = [

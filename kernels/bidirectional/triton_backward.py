@@ -42,16 +42,16 @@ class BackwardSide(NamedTuple):
 
 
 @triton.jit
-def runtime_side(side):
-    """The side with strides that are values, not constants."""
+def runtime_side(side, other):
+    """The side with strides that an ``if`` can choose."""
     return BackwardSide(
-        runtime_matrix(side.query),
-        runtime_matrix(side.key),
-        runtime_matrix(side.value),
-        runtime_matrix(side.grad_out),
-        runtime_matrix(side.grad_query),
-        runtime_matrix(side.grad_key),
-        runtime_matrix(side.grad_value),
+        runtime_matrix(side.query, other.query),
+        runtime_matrix(side.key, other.key),
+        runtime_matrix(side.value, other.value),
+        runtime_matrix(side.grad_out, other.grad_out),
+        runtime_matrix(side.grad_query, other.grad_query),
+        runtime_matrix(side.grad_key, other.grad_key),
+        runtime_matrix(side.grad_value, other.grad_value),
         side.lse,
         side.delta,
         runtime_steps(side.steps),
@@ -87,18 +87,18 @@ def bidirectional_backward(
     for_keys = task >= both
     block = tl.where(for_keys, task - both, task)
     if VALUE_DIM_A == VALUE_DIM_B:
-        a = runtime_side(a)
-        b = runtime_side(b)
+        either_a = runtime_side(a, b)
+        either_b = runtime_side(b, a)
         if block < blocks_a:
-            x = a
-            y = b
+            x = either_a
+            y = either_b
             time_x = time_a
             time_y = time_b
             start = block * BLOCK
             stream = 0
         else:
-            x = b
-            y = a
+            x = either_b
+            y = either_a
             time_x = time_b
             time_y = time_a
             start = (block - blocks_a) * BLOCK
@@ -217,7 +217,7 @@ def _one_role(
     x_times = None
     if x.steps.times is not None:
         x_times = load_times(x.steps, batch, start, x_real, BLOCK)
-    span = whole_span(y.steps, batch, time_y, TILE)
+    span = whole_span(y.steps, batch, time_y, TILE, TILE)
     if for_keys:
         # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
         key = load_tile(

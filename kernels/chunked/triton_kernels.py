@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import attend, key_value_gradient, query_gradient, window_span
+from ..triton_backend.directions import (
+    Keys,
+    Queries,
+    attend,
+    key_value_gradient,
+    query_gradient,
+    window_span,
+)
 from ..triton_backend.tiles import (
     LOWEST,
     finish_rows,
@@ -139,32 +146,33 @@ def chunked_forward(
     )
     if NEGATIVE:
         query = -query
+    block = Queries(query, queries, real, None)
     first, last = token_window(queries, chunking, time, CAUSAL)
     span = window_span(first, last, queries < time, time, steps.mask is not None, TILE)
     row_max, row_sum, acc = attend(
         tl.full([BLOCK], LOWEST, tl.float32),
-        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK, 8], tl.float32),
         tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-        query,
-        queries,
-        real,
-        None,
-        select_head(k, batch, head),
-        k.stride_time,
-        select_head(v, batch, head),
-        v.stride_time,
-        steps,
-        None,
+        block,
+        Keys(
+            select_head(k, batch, head),
+            k.stride_time,
+            select_head(v, batch, head),
+            v.stride_time,
+            steps,
+            None,
+            time,
+        ),
         batch,
         head,
         row,
-        time,
         span,
         scoring,
         0,
         HEAD_DIM,
         VALUE_DIM,
         BLOCK,
+        TILE,
         TILE,
         BLOCK_HEAD_DIM,
         BLOCK_VALUE_DIM,
@@ -187,20 +195,19 @@ def chunked_forward(
             row_max,
             row_sum,
             acc,
-            query,
-            queries,
-            real,
-            None,
-            select_head(summaries.key, batch, head),
-            summaries.key.stride_time,
-            select_head(summaries.value, batch, head),
-            summaries.value.stride_time,
-            summaries.steps,
-            bias,
+            block,
+            Keys(
+                select_head(summaries.key, batch, head),
+                summaries.key.stride_time,
+                select_head(summaries.value, batch, head),
+                summaries.value.stride_time,
+                summaries.steps,
+                bias,
+                summaries.chunks,
+            ),
             batch,
             head,
             row,
-            summaries.chunks,
             span,
             scoring,
             1,
@@ -208,13 +215,14 @@ def chunked_forward(
             VALUE_DIM,
             BLOCK,
             SUMMARY_TILE,
+            SUMMARY_TILE,
             BLOCK_HEAD_DIM,
             BLOCK_VALUE_DIM,
             False,
             False,
             PRECISION,
         )
-    acc, row_lse = finish_rows(row_max, row_sum, acc, real, scoring)
+    acc, row_lse = finish_rows(row_max, tl.sum(row_sum, 1), acc, real, scoring)
     store_tile(
         select_head(out, batch, head),
         out.stride_time,

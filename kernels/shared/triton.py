@@ -1,13 +1,15 @@
 """Shared cross-attention on Triton: which form runs a call, and its launches.
 
-| shorter side | halves, up to 128 dimensions | float32 or wider heads |
+| shorter side | forward | backward |
 |---|---|---|
-| up to 64 steps | S once: one program a head, one launch, forward and backward | role split |
-| longer | role split: S once a direction, both in one launch | role split |
+| up to 64 steps, 128 dimensions | bfloat16 without times: S once | halves: S once |
+| up to 128 steps, 64 dimensions | the same on capability 9.0, with many heads | the same |
+| longer, wider, float32 | role split: S once a direction | role split: S once a side |
 
-Role split takes the row maximum of the first tile as reference for the whole row in bfloat16 (a
-running maximum in float16, float32 and with times), and computes five products a side backward.
-With several blocks of the short side, S once would have to write float32 partial sums.
+S once is one program a head, one launch. Role split takes the row maximum of the first tile as
+reference for the whole row in bfloat16 (a running maximum in float16, float32 and with times), both
+directions in one launch, and computes five products a side backward. With more blocks of the short
+side, S once would have to write float32 partial sums.
 """
 
 from __future__ import annotations
@@ -44,53 +46,91 @@ from ..triton_backend.pairs import (
 from ..triton_backend.target import Target
 from .triton_backward import BackwardSide, shared_once_backward, shared_split_backward
 from .triton_forward import shared_once_forward
+from .triton_two_blocks import shared_two_block_forward
 
-# S once, forward. ``block`` is the longest side that a program holds. The tiles of both sides and
-# three products are in registers, and what repairs a failed guard takes its share: 32 rows, but for
-# wgmma, which reads one factor from shared memory.
+# S once, forward. ``block`` is the longest side that a program holds. mma.sync wants 16 rows of X a
+# warp: fewer, and several warps execute the same products.
 ONCE_FORWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, capability=90, below=100),
     Configuration(dim=64, bits=16, block=64, tile=32, warps=8, stages=1, capability=100, below=120),
-    Configuration(
-        dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=120, spilled=136
-    ),
-    # The short side is a factor that every warp holds whole: of the tiles tried, none fits without
-    # a spill, this one nearly.
-    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1, spilled=16),
+    # 64 rows spill 96 bytes, 32 rows of 2 warps 64 bytes: here warps do work twice instead.
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=120),
+    # ptxas spills 48 bytes of 64 rows where it does not for 8.0.
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=2, stages=1, capability=86),
+    Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=1),
     Configuration(dim=128, bits=16, block=64, tile=32, warps=8, stages=1),
 )
 # S once, backward: three resident tiles, seven products, two accumulators of the short side.
 ONCE_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, capability=90, below=100),
+    # Tiles of 32 rows would execute a third less, but spill: 8 bytes on 8.0, 32 on 8.6 and 12.0.
     Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
     Configuration(dim=128, bits=16, block=64, tile=16, warps=8, stages=1),
+)
+# S once for a short side of 65 to 128 steps, forward. Tiles of 32 steps execute a fifth more
+# instructions, those of 128 spill.
+TWO_BLOCK_FORWARD: tuple[Configuration, ...] = (
+    Configuration(dim=64, bits=16, block=128, tile=64, warps=4, stages=1, capability=90, below=100),
+)
+# The same backward, the short side in one block of 128: 4 warps spill 944 bytes.
+TWO_BLOCK_BACKWARD: tuple[Configuration, ...] = (
+    Configuration(dim=64, bits=16, block=128, tile=32, warps=8, stages=1, capability=90, below=100),
 )
 # Role split, backward: five products, two accumulators, three resident tiles.
 SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
-    Configuration(dim=64, bits=16, block=32, tile=32, warps=4, stages=1, capability=120),
-    Configuration(dim=64, bits=16, block=64, tile=16, warps=4, stages=1),
+    # Left alone, ptxas stops at 168 registers for a third program and spills 16 bytes.
+    Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, registers=255),
     Configuration(dim=128, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
     Configuration(dim=128, bits=16, block=32, tile=16, warps=4, stages=1),
     Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
     # float32 is three products a product: small tiles, and many warps to share them.
-    Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1, spilled=64),
-    # Blocks of 32 rows need more shared memory than GPUs of capability 8.6, 8.9 and 12.0 have.
-    Configuration(dim=128, bits=32, block=16, tile=16, warps=8, stages=1),
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
+    Configuration(dim=64, bits=32, block=16, tile=16, warps=8, stages=1),
+    # The smallest tiles there are: they spill 72 bytes on 9.0 and 48 on 12.0, with 16 warps more.
+    Configuration(dim=128, bits=32, block=16, tile=16, warps=8, stages=1, spilled=72),
+    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
+    Configuration(
+        dim=256,
+        bits=32,
+        block=16,
+        tile=16,
+        warps=8,
+        stages=1,
+        spilled=536,
+        shared_memory=115_712,
+    ),
 )
 
 
-def computes_scores_once(
-    short: int, batch_heads: int, dim: int, dtype: torch.dtype, target: Target
+def forward_has_scores_once(
+    short: int, batch_heads: int, dim: int, dtype: torch.dtype, timed: bool, target: Target
 ) -> bool:
-    """Whether one program a head, holding the short side, serves both directions.
+    """Whether one program a head, holding the short side, serves both directions forward.
 
     It executes half the instructions of two directions, but has one program a head, which must hold
-    the short side in registers: 64 steps, and halves. float32 takes three products for one and does
-    not fit.
+    the short side in registers, and needs a common reference: bfloat16 alone has the exponents for
+    one, and times put scores far apart. With two exponentials it would execute no fewer
+    instructions than role split. 128 steps fit where wgmma reads factors from shared memory, and
+    pay where there are heads for every processor.
     """
-    return 0 < short <= 64 and dim <= 128 and dtype != torch.float32
+    return dtype == torch.bfloat16 and not timed and _fits_once(short, batch_heads, dim, target)
+
+
+def backward_has_scores_once(
+    short: int, batch_heads: int, dim: int, dtype: torch.dtype, target: Target
+) -> bool:
+    """The same for the backward, which has the log-sum-exps: any halves, with times or without.
+
+    float32 takes three products for one and does not fit.
+    """
+    return dtype != torch.float32 and _fits_once(short, batch_heads, dim, target)
+
+
+def _fits_once(short: int, batch_heads: int, dim: int, target: Target) -> bool:
+    if short <= 64:
+        return short > 0 and dim <= 128
+    has_wgmma = 90 <= target.capability < 100 and not target.hip
+    return short <= 128 and dim <= 64 and has_wgmma and batch_heads >= target.processors
 
 
 def plan_forward(
@@ -100,7 +140,9 @@ def plan_forward(
     dims = padded_dim(qk_a.shape[3], v_a.shape[3], v_b.shape[3])
     time_a, time_b = qk_a.shape[2], qk_b.shape[2]
     batch_heads = common_batch(qk_a, qk_b) * qk_a.shape[1]
-    if not computes_scores_once(min(time_a, time_b), batch_heads, dims, qk_a.dtype, target):
+    short = min(time_a, time_b)
+    timed = describe_sides(options)[0].times is not None
+    if not forward_has_scores_once(short, batch_heads, dims, qk_a.dtype, timed, target):
         return plan_pair_forward(qk_a, qk_a, v_a, qk_b, qk_b, v_b, options, target)
     return _plan_once(qk_a, qk_b, v_a, v_b, options, target)
 
@@ -117,7 +159,8 @@ def _plan_once(
     time_a, time_b = qk_a.shape[2], qk_b.shape[2]
     streams_a = time_a >= time_b
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
-    row = pick(ONCE_FORWARD, max(block_dim, block_value_dim), qk_a.dtype, target)
+    table = ONCE_FORWARD if min(time_a, time_b) <= 64 else TWO_BLOCK_FORWARD
+    row = pick(table, max(block_dim, block_value_dim), qk_a.dtype, target)
     arguments: dict[str, Any] = {
         "x": side_a if streams_a else side_b,
         "y": side_b if streams_a else side_a,
@@ -134,24 +177,19 @@ def _plan_once(
         "VALUE_DIM_X": value_dims[0 if streams_a else 1],
         "VALUE_DIM_Y": value_dims[1 if streams_a else 0],
         "BLOCK_X": row.tile,
-        "BLOCK_Y": padded_dim(min(time_a, time_b)),
         "BLOCK_HEAD_DIM": block_dim,
         "BLOCK_VALUE_DIM": block_value_dim,
         "NEGATIVE": options.scale < 0,
-        "LIMITED": limited(options),
-        "EXACT": qk_a.dtype == torch.float16 or steps_a.times is not None,
         "PRECISION": target.precision,
     }
+    if min(time_a, time_b) > 64:
+        kernel: Any = shared_two_block_forward
+        constants |= {"BLOCK_Y": 64}
+    else:
+        kernel = shared_once_forward
+        constants |= {"BLOCK_Y": padded_dim(min(time_a, time_b))}
     outputs = (out_a, out_b, lse_a, lse_b)
-    launch = Launch(
-        "shared_once_forward",
-        shared_once_forward,
-        batch * heads,
-        arguments,
-        constants,
-        row,
-        outputs,
-    )
+    launch = Launch(kernel.__name__, kernel, batch * heads, arguments, constants, row, outputs)
     return Plan(outputs, [launch])
 
 
@@ -175,13 +213,14 @@ def plan_backward(
     grad_qk_a, grad_qk_b, grad_v_a, grad_v_b = gradients
     block_dim, block_value_dim = padded_dim(dim), padded_dim(v_a.shape[3], v_b.shape[3])
     widest = max(block_dim, block_value_dim)
-    once = computes_scores_once(min(time_a, time_b), batch * heads, widest, qk_a.dtype, target)
+    short = min(time_a, time_b)
+    once = backward_has_scores_once(short, batch * heads, widest, qk_a.dtype, target)
     launches = []
     deltas: list[Tensor | None] = [None, None]
     grad_lse_a, grad_lse_b = (None if x is None else x.contiguous() for x in grad_lses)
     if not once:
         made, launch = plan_delta(
-            outputs, (grad_a, grad_b), lses, (grad_lse_a, grad_lse_b), (steps_a, steps_b)
+            outputs, (grad_a, grad_b), lses, (grad_lse_a, grad_lse_b), (steps_a, steps_b), target
         )
         deltas = [*made]
         launches.append(launch)
@@ -223,7 +262,8 @@ def plan_backward(
         "PRECISION": target.precision,
     }
     if once:
-        row = pick(ONCE_BACKWARD, widest, qk_a.dtype, target)
+        table = ONCE_BACKWARD if short <= 64 else TWO_BLOCK_BACKWARD
+        row = pick(table, widest, qk_a.dtype, target)
         streams_a = time_a >= time_b
         gap_sums = lses[0].new_empty(batch, heads) if has_decay else None
         sides = (side_a, side_b) if streams_a else (side_b, side_a)

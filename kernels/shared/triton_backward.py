@@ -47,15 +47,15 @@ class BackwardSide(NamedTuple):
 
 
 @triton.jit
-def runtime_side(side):
-    """The side with strides that are values, not constants; without what S once needs alone."""
+def runtime_side(side, other):
+    """The side with strides that an ``if`` can choose; without what S once needs alone."""
     return BackwardSide(
-        runtime_matrix(side.key),
-        runtime_matrix(side.value),
+        runtime_matrix(side.key, other.key),
+        runtime_matrix(side.value, other.value),
         None,
-        runtime_matrix(side.grad_out),
-        runtime_matrix(side.grad_key),
-        runtime_matrix(side.grad_value),
+        runtime_matrix(side.grad_out, other.grad_out),
+        runtime_matrix(side.grad_key, other.grad_key),
+        runtime_matrix(side.grad_value, other.grad_value),
         side.lse,
         None,
         side.delta,
@@ -92,18 +92,18 @@ def shared_split_backward(
     if gap_sums is not None:
         gap_sum = gap_sums + tl.cast(row, tl.int64) * blocks_a + block
     if VALUE_DIM_A == VALUE_DIM_B:
-        a = runtime_side(a)
-        b = runtime_side(b)
+        either_a = runtime_side(a, b)
+        either_b = runtime_side(b, a)
         if block < blocks_a:
-            x = a
-            y = b
+            x = either_a
+            y = either_b
             time_x = time_a
             time_y = time_b
             start = block * BLOCK
             stream = 0
         else:
-            x = b
-            y = a
+            x = either_b
+            y = either_a
             time_x = time_b
             time_y = time_a
             start = (block - blocks_a) * BLOCK
@@ -252,7 +252,7 @@ def _split_block(
     grad_key = tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32)
     grad_value = tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32)
     gaps = tl.zeros([BLOCK], tl.float32)
-    span = whole_span(y.steps, batch, time_y, TILE)
+    span = whole_span(y.steps, batch, time_y, TILE, TILE)
     for EDGE in tl.static_range(1 if MASKED else 0, 2):
         for index in range(0, tile_count(span, EDGE, TILE)):
             start = tile_start(span, index, EDGE, TILE)
@@ -431,8 +431,20 @@ def shared_once_backward(
     if LIMITED:
         y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
     y_delta = row_delta(
-        y, batch, head, row, 0, y_real, time_y, y_grad, VALUE_DIM_X, BLOCK_Y, BLOCK_VALUE_DIM
+        y,
+        batch,
+        head,
+        row,
+        0,
+        y_real,
+        time_y,
+        y_grad,
+        VALUE_DIM_X,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        PRECISION,
     )
+    y_offset = tl.where(y_real, 0.0, float("-inf"))
     grad_y_key = tl.zeros([BLOCK_Y, BLOCK_HEAD_DIM], tl.float32)
     grad_y_value = tl.zeros([BLOCK_Y, BLOCK_VALUE_DIM], tl.float32)
     gaps = tl.zeros([BLOCK_Y], tl.float32)
@@ -476,9 +488,11 @@ def shared_once_backward(
             VALUE_DIM_Y,
             BLOCK_X,
             BLOCK_VALUE_DIM,
+            PRECISION,
         )
         # (BLOCK_Y, BLOCK_X): the resident side on the rows of the products
-        scores = tl.dot(y_key, tl.trans(x_key), input_precision=PRECISION) * scoring.scale_log2
+        scores = tl.dot(y_key, tl.trans(x_key), input_precision=PRECISION)
+        scores = scores * scoring.scale_log2 + y_offset[:, None]
         if TIMED:
             x_times = load_times(x.steps, batch, start, x_real, BLOCK_X)
             gap = tl.abs(y_times[:, None] - x_times[None, :])
@@ -486,10 +500,19 @@ def shared_once_backward(
                 scores -= tl.load(scoring.decay + head) * LOG2_E * gap
             if LIMITED:
                 scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
-        scores = tl.where(y_real[:, None] & x_real[None, :], scores, float("-inf"))
+        scores = tl.where(x_real[None, :], scores, float("-inf"))
+        # One direction after the other: less is live at a time.
         x_weights = tl.math.exp2(scores - x_lse[None, :])
-        y_weights = tl.math.exp2(scores - y_lse[:, None])
         grad_x_weights = tl.dot(y_value, tl.trans(x_grad), input_precision=PRECISION)
+        kept_x = x_weights
+        if scoring.seed is not None:
+            x_keep = tl.trans(keep_mask(scoring, row, rows, 0, stream_x, BLOCK_X, BLOCK_Y))
+            grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
+            kept_x = tl.where(x_keep, x_weights * scoring.keep_scale, 0.0)
+        grad_scores = x_weights * (grad_x_weights - x_delta[None, :])
+        grad_y_value = tl.dot(
+            kept_x.to(x_grad.dtype), x_grad, grad_y_value, input_precision=PRECISION
+        )
         x_value = load_tile(
             select_head(x.value, batch, head),
             x.value.stride_time,
@@ -500,22 +523,15 @@ def shared_once_backward(
             BLOCK_VALUE_DIM,
             True,
         )
+        y_weights = tl.math.exp2(scores - y_lse[:, None])
         grad_y_weights = tl.dot(y_grad, tl.trans(x_value), input_precision=PRECISION)
-        kept_x = x_weights
         kept_y = y_weights
         if scoring.seed is not None:
-            x_keep = tl.trans(keep_mask(scoring, row, rows, 0, stream_x, BLOCK_X, BLOCK_Y))
             y_keep = keep_mask(scoring, row, columns, start, stream_y, BLOCK_Y, BLOCK_X)
-            grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
             grad_y_weights = tl.where(y_keep, grad_y_weights * scoring.keep_scale, 0.0)
-            kept_x = tl.where(x_keep, x_weights * scoring.keep_scale, 0.0)
             kept_y = tl.where(y_keep, y_weights * scoring.keep_scale, 0.0)
-        grad_y_value = tl.dot(
-            kept_x.to(x_grad.dtype), x_grad, grad_y_value, input_precision=PRECISION
-        )
-        grad_x_value = tl.dot(tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION)
-        grad_scores = x_weights * (grad_x_weights - x_delta[None, :])
         grad_scores += y_weights * (grad_y_weights - y_delta[:, None])
+        grad_x_value = tl.dot(tl.trans(kept_y.to(y_grad.dtype)), y_grad, input_precision=PRECISION)
         if TIMED and gap_sums is not None:
             gaps += tl.sum(grad_scores * gap, 1)
         rounded = grad_scores.to(x_key.dtype)

@@ -1,9 +1,10 @@
 """The Triton backend: for GPUs of NVIDIA and AMD, imported when it is first used.
 
-Which form runs where: shared cross-attention computes its similarity matrix once, forward and
-backward, where one program can hold the shorter side (``kernels/shared/triton.py``); beyond, each
-direction computes its own in one launch, as bidirectional cross-attention always does. Every
-backward computes the scores again from the saved log-sum-exps.
+Which form runs where: shared cross-attention computes its similarity matrix once where one program
+can hold the shorter side, the forward in bfloat16 and the backward in both halves
+(``kernels/shared/triton.py``); beyond, each direction computes its own in one launch, as
+bidirectional cross-attention always does. Every backward computes the scores again from the saved
+log-sum-exps.
 
 Under ``TRITON_INTERPRET=1``, set before Triton is imported, the same kernels run on the CPU:
 slowly, in float32 and float16, for tests.

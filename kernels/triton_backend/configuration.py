@@ -1,6 +1,6 @@
 """Tile sizes, warps and stages: what a row of a kernel's table says.
 
-The first row that fits a call is taken; nothing is tuned at run time. ``registers`` and
+The first row that fits a call is taken; nothing is tuned at run time. ``spilled`` and
 ``shared_memory`` are the budgets that the row was chosen within; tests compile every row for every
 target and hold it to them.
 """
@@ -26,10 +26,12 @@ class Configuration:
         tile: size of the streamed tiles.
         warps: warps of a program.
         stages: depth of the software pipeline.
+        interior: size of the streamed tiles that need no mask, where larger than ``tile``.
         capability: smallest CUDA capability the row is for, 80 for A100.
         below: the capability that the row is no longer for; 90 alone has wgmma, whose operands lie
             in shared memory, so that rows for it may have larger tiles.
-        registers: largest number of registers a thread may use.
+        registers: how many a thread may use; None leaves it to ptxas, which may spill a little so
+            that one more program fits on a processor.
         spilled: largest number of bytes a thread may spill; 0 wherever a tile was found that keeps
             everything in registers.
         shared_memory: largest number of bytes of shared memory a program may use.
@@ -41,9 +43,10 @@ class Configuration:
     tile: int
     warps: int
     stages: int
+    interior: int = 0
     capability: int = 80
     below: int = 1000
-    registers: int = 255
+    registers: int | None = None
     spilled: int = 0
     shared_memory: int = 101_376
 

@@ -34,8 +34,14 @@ def row_delta(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """rowsum(out * grad_out) - grad_lse, (BLOCK,); 0 for a row that sees no key."""
+    """rowsum(out * grad_out) - grad_lse, (BLOCK,); 0 for a row that sees no key.
+
+    The sums are the diagonal of a product, formed as the gradient of the weights is: where a query
+    sees one key, whose value is its output, the two agree to the last bit and the score's gradient
+    is 0, as it should be.
+    """
     out = load_tile(
         select_head(side.out, batch, head),
         side.out.stride_time,
@@ -46,15 +52,14 @@ def row_delta(
         BLOCK_DIM,
         True,
     )
-    product = out.to(tl.float32) * grad_out.to(tl.float32)
-    # The selection keeps the product out of a fused multiply-add with a neighbour's: lanes that
-    # hold the same sum would round it differently, and which of them is stored is not defined.
-    delta = tl.sum(tl.where(real[:, None], product, 0.0), 1)
+    rows = tl.arange(0, BLOCK)
+    products = tl.dot(grad_out, tl.trans(out), input_precision=PRECISION)
+    delta = tl.sum(tl.where(rows[:, None] == rows[None, :], products, 0.0), 1)
     if side.grad_lse is not None:
         delta -= load_row_values(side.grad_lse, row, start, time, BLOCK)
-    rows = start + tl.arange(0, BLOCK)
+    steps = start + rows
     lse = tl.load(
-        side.lse + tl.cast(row, tl.int64) * time + rows, mask=rows < time, other=float("-inf")
+        side.lse + tl.cast(row, tl.int64) * time + steps, mask=steps < time, other=float("-inf")
     )
     return tl.where(lse > float("-inf"), delta, 0.0)
 
@@ -72,18 +77,19 @@ def pair_delta(
     DIM_B: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """The delta of both sides in one launch; ``b`` None for one side alone."""
     block = tl.program_id(0) % (blocks_a + blocks_b)
     row = tl.program_id(0) // (blocks_a + blocks_b)
     if b is None:
-        _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM)
+        _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM, PRECISION)
     else:
         if block < blocks_a:
-            _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM)
+            _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM, PRECISION)
         else:
             start = (block - blocks_a) * BLOCK
-            _delta_block(b, heads, row, start, time_b, DIM_B, BLOCK, BLOCK_DIM)
+            _delta_block(b, heads, row, start, time_b, DIM_B, BLOCK, BLOCK_DIM, PRECISION)
 
 
 @triton.jit
@@ -96,6 +102,7 @@ def _delta_block(
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     batch = row // heads
     head = row % heads
@@ -110,5 +117,7 @@ def _delta_block(
         BLOCK_DIM,
         True,
     )
-    delta = row_delta(side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM)
+    delta = row_delta(
+        side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM, PRECISION
+    )
     store_row_values(side.delta, row, start, time, delta, BLOCK)

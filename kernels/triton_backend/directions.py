@@ -16,6 +16,7 @@ import triton.language as tl
 from .tiles import (
     LOG2_E,
     LOWEST,
+    first_half,
     keep_mask,
     load_lse_log2,
     load_real,
@@ -23,6 +24,7 @@ from .tiles import (
     load_tile,
     load_times,
     out_of_reach,
+    partial_sums,
     real_range,
 )
 
@@ -39,12 +41,16 @@ class Span(NamedTuple):
 
 
 @triton.jit
-def whole_span(steps, batch, time, BLOCK: tl.constexpr):
-    """All streamed steps from the first real one to the last, in tiles of ``BLOCK``."""
+def whole_span(steps, batch, time, BLOCK: tl.constexpr, EDGE_BLOCK: tl.constexpr):
+    """All streamed steps from the first real one to the last.
+
+    The interior is of whole tiles of ``BLOCK``, the edges of tiles of ``EDGE_BLOCK``; a ``BLOCK``
+    of 0 makes all of it edge.
+    """
     first_real, last_real = real_range(steps, batch, time)
-    low = first_real // BLOCK * BLOCK
+    low = first_real // EDGE_BLOCK * EDGE_BLOCK
     inner_high = low
-    if steps.mask is None:
+    if steps.mask is None and BLOCK > 0:
         inner_high = tl.maximum(last_real // BLOCK * BLOCK, low)
     return Span(low, low, inner_high, last_real, None, None)
 
@@ -89,32 +95,45 @@ def in_window(span, rows):
     return (rows[None, :] >= span.first[:, None]) & (rows[None, :] < span.last[:, None])
 
 
+class Queries(NamedTuple):
+    """A block of queries: its tile, the numbers of its steps, which are real, and when."""
+
+    tile: Any
+    steps: Any
+    real: Any
+    times: Any
+
+
+class Keys(NamedTuple):
+    """Keys and values of one head, and what is added to each key's scores, or None."""
+
+    key: Any
+    key_stride: Any
+    value: Any
+    value_stride: Any
+    steps: Any
+    bias: Any
+    time: Any
+
+
 @triton.jit
 def attend(
     row_max,
     row_sum,
     acc,
-    query,
     queries,
-    query_real,
-    query_times,
-    key,
-    key_stride,
-    value,
-    value_stride,
-    key_steps,
-    key_bias,
+    keys,
     batch,
     head,
     row,
-    key_time,
     span,
     scoring,
     stream,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
+    BLOCK_INTERIOR: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
     BLOCK_HEAD_DIM: tl.constexpr,
     BLOCK_VALUE_DIM: tl.constexpr,
     LIMITED: tl.constexpr,
@@ -124,77 +143,157 @@ def attend(
     """Attend a block of queries to the keys of a span; continues from, and returns, the state.
 
     LAZY takes the row maximum of the first visible tile as the reference for all: no running
-    maximum, no rescaling. The caller checks the row sums.
+    maximum, no rescaling. The caller checks the row sums. ``row_sum`` is (BLOCK_QUERIES, 8), see
+    `partial_sums`.
     """
-    MASKED: tl.constexpr = key_steps.mask is not None
-    TIMED: tl.constexpr = key_steps.times is not None
-    BIASED: tl.constexpr = (TIMED and scoring.decay is not None) or key_bias is not None
-    for EDGE in tl.static_range(1 if MASKED else 0, 2):
-        for index in range(0, tile_count(span, EDGE, BLOCK_KEYS)):
-            start = tile_start(span, index, EDGE, BLOCK_KEYS)
-            keys = start + tl.arange(0, BLOCK_KEYS)
-            key_real = keys < key_time
-            if EDGE:
-                key_real = load_real(key_steps, batch, start, key_time, BLOCK_KEYS)
-            reached = True
+    if keys.steps.mask is None and BLOCK_INTERIOR > 0:
+        row_max, row_sum, acc = _attend_tiles(
+            row_max,
+            row_sum,
+            acc,
+            queries,
+            keys,
+            batch,
+            head,
+            row,
+            span,
+            scoring,
+            stream,
+            HEAD_DIM,
+            VALUE_DIM,
+            BLOCK_QUERIES,
+            BLOCK_INTERIOR,
+            BLOCK_HEAD_DIM,
+            BLOCK_VALUE_DIM,
+            False,
+            LIMITED,
+            LAZY,
+            PRECISION,
+        )
+    return _attend_tiles(
+        row_max,
+        row_sum,
+        acc,
+        queries,
+        keys,
+        batch,
+        head,
+        row,
+        span,
+        scoring,
+        stream,
+        HEAD_DIM,
+        VALUE_DIM,
+        BLOCK_QUERIES,
+        BLOCK_EDGE,
+        BLOCK_HEAD_DIM,
+        BLOCK_VALUE_DIM,
+        True,
+        LIMITED,
+        LAZY,
+        PRECISION,
+    )
+
+
+@triton.jit
+def _attend_tiles(
+    row_max,
+    row_sum,
+    acc,
+    queries,
+    keys,
+    batch,
+    head,
+    row,
+    span,
+    scoring,
+    stream,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_QUERIES: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    EDGE: tl.constexpr,
+    LIMITED: tl.constexpr,
+    LAZY: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Attend to the interior of a span or to its edges."""
+    TIMED: tl.constexpr = keys.steps.times is not None
+    BIASED: tl.constexpr = (TIMED and scoring.decay is not None) or keys.bias is not None
+    for index in range(0, tile_count(span, EDGE, BLOCK_KEYS)):
+        start = tile_start(span, index, EDGE, BLOCK_KEYS)
+        steps = start + tl.arange(0, BLOCK_KEYS)
+        real = steps < keys.time
+        if EDGE:
+            real = load_real(keys.steps, batch, start, keys.time, BLOCK_KEYS)
+        reached = True
+        if TIMED:
+            times = load_times(keys.steps, batch, start, real, BLOCK_KEYS)
+            if LIMITED:
+                reached = not out_of_reach(
+                    queries.times, queries.real, times, real, scoring.max_gap
+                )
+        if reached:
+            # (BLOCK_KEYS, BLOCK_HEAD_DIM)
+            k = load_tile(
+                keys.key, keys.key_stride, start, real, HEAD_DIM, BLOCK_KEYS, BLOCK_HEAD_DIM, EDGE
+            )
+            scores = tl.dot(queries.tile, tl.trans(k), input_precision=PRECISION)
+            scale = scoring.scale_log2
+            if BIASED:
+                scores = scores * scale
+                scale = 1.0
             if TIMED:
-                key_times = load_times(key_steps, batch, start, key_real, BLOCK_KEYS)
+                gap = tl.abs(queries.times[:, None] - times[None, :])
+                if scoring.decay is not None:
+                    scores -= tl.load(scoring.decay + head) * LOG2_E * gap
                 if LIMITED:
-                    reached = not out_of_reach(
-                        query_times, query_real, key_times, key_real, scoring.max_gap
-                    )
-            if reached:
-                # (BLOCK_KEYS, BLOCK_HEAD_DIM)
-                k = load_tile(
-                    key, key_stride, start, key_real, HEAD_DIM, BLOCK_KEYS, BLOCK_HEAD_DIM, EDGE
+                    scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
+            if keys.bias is not None:
+                scores += tl.load(keys.bias + steps, mask=real, other=0.0)[None, :]
+            if EDGE:
+                visible = real[None, :]
+                if span.first is not None:
+                    visible = visible & in_window(span, steps)
+                scores = tl.where(visible, scores, float("-inf"))
+            # (BLOCK_KEYS, BLOCK_VALUE_DIM)
+            v = load_tile(
+                keys.value,
+                keys.value_stride,
+                start,
+                real,
+                VALUE_DIM,
+                BLOCK_KEYS,
+                BLOCK_VALUE_DIM,
+                EDGE,
+            )
+            if LAZY:
+                if start == span.low:
+                    sample = scores
+                    # All keys of an interior tile are seen: a few of them are reference enough.
+                    if not EDGE:
+                        sample = first_half(scores, BLOCK_QUERIES, BLOCK_KEYS)
+                        if BLOCK_KEYS >= 128:
+                            sample = first_half(sample, BLOCK_QUERIES, BLOCK_KEYS // 2)
+                    row_max = tl.maximum(tl.max(sample, 1) * scale, LOWEST)
+                weights = tl.math.exp2(scores * scale - row_max[:, None])
+                row_sum += partial_sums(weights, BLOCK_QUERIES, BLOCK_KEYS)
+            else:
+                new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
+                weights = tl.math.exp2(scores * scale - new_max[:, None])
+                rescale = tl.math.exp2(row_max - new_max)
+                row_sum = row_sum * rescale[:, None]
+                row_sum += partial_sums(weights, BLOCK_QUERIES, BLOCK_KEYS)
+                acc = acc * rescale[:, None]
+                row_max = new_max
+            if scoring.seed is not None:
+                keep = keep_mask(
+                    scoring, row, queries.steps, start, stream, BLOCK_QUERIES, BLOCK_KEYS
                 )
-                scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
-                scale = scoring.scale_log2
-                if BIASED:
-                    scores = scores * scale
-                    scale = 1.0
-                if TIMED:
-                    gap = tl.abs(query_times[:, None] - key_times[None, :])
-                    if scoring.decay is not None:
-                        scores -= tl.load(scoring.decay + head) * LOG2_E * gap
-                    if LIMITED:
-                        scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
-                if key_bias is not None:
-                    scores += tl.load(key_bias + keys, mask=key_real, other=0.0)[None, :]
-                if EDGE:
-                    visible = key_real[None, :]
-                    if span.first is not None:
-                        visible = visible & in_window(span, keys)
-                    scores = tl.where(visible, scores, float("-inf"))
-                # (BLOCK_KEYS, BLOCK_VALUE_DIM)
-                v = load_tile(
-                    value,
-                    value_stride,
-                    start,
-                    key_real,
-                    VALUE_DIM,
-                    BLOCK_KEYS,
-                    BLOCK_VALUE_DIM,
-                    EDGE,
-                )
-                if LAZY:
-                    if start == span.low:
-                        row_max = tl.maximum(tl.max(scores, 1) * scale, LOWEST)
-                    weights = tl.math.exp2(scores * scale - row_max[:, None])
-                    row_sum += tl.sum(weights, 1)
-                else:
-                    new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
-                    weights = tl.math.exp2(scores * scale - new_max[:, None])
-                    rescale = tl.math.exp2(row_max - new_max)
-                    row_sum = row_sum * rescale + tl.sum(weights, 1)
-                    acc = acc * rescale[:, None]
-                    row_max = new_max
-                if scoring.seed is not None:
-                    keep = keep_mask(
-                        scoring, row, queries, start, stream, BLOCK_QUERIES, BLOCK_KEYS
-                    )
-                    weights = tl.where(keep, weights, 0.0)
-                acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+                weights = tl.where(keep, weights, 0.0)
+            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
     return row_max, row_sum, acc
 
 

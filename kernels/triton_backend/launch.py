@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -46,7 +47,11 @@ class Launch:
     @property
     def options(self) -> dict[str, int]:
         """Options of Triton's compiler."""
-        return {"num_warps": self.configuration.warps, "num_stages": self.configuration.stages}
+        row = self.configuration
+        options = {"num_warps": row.warps, "num_stages": row.stages}
+        if row.registers is not None and torch.version.hip is None:
+            options["maxnreg"] = row.registers
+        return options
 
     def run(self) -> None:
         """Launch on the tensors' device, or interpret."""
@@ -124,10 +129,9 @@ def readable(x: Tensor) -> Tensor:
 
 def matrix(x: Tensor) -> Matrix:
     """Describe (batch, heads, time, dim); a batch of 1 is broadcast."""
-    strides = [
-        0 if size == 1 else stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)
-    ]
-    return Matrix(x, *strides)
+    stride_batch, stride_head = (0 if x.shape[n] == 1 else x.stride(n) for n in (0, 1))
+    stride_time = x.shape[3] if x.shape[2] == 1 else x.stride(2)
+    return Matrix(x, stride_batch, stride_head, tl.constexpr(stride_time))
 
 
 def steps(mask: Tensor | None, times: Tensor | None) -> Steps:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .directions import attend, whole_span
+from .directions import Keys, Queries, attend, whole_span
 from .tiles import (
     LOWEST,
     finish_rows,
@@ -25,6 +25,9 @@ from .tiles import (
     store_row_values,
     store_tile,
 )
+
+# Row sums under a lazy reference beyond it are not trusted: products with values must stay finite.
+LARGEST = tl.constexpr(2.0**100)
 
 
 class ForwardSide(NamedTuple):
@@ -52,7 +55,8 @@ def pair_forward(
     VALUE_DIM_A: tl.constexpr,
     VALUE_DIM_B: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
+    BLOCK_INTERIOR: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
     BLOCK_HEAD_DIM: tl.constexpr,
     BLOCK_VALUE_DIM: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -65,23 +69,23 @@ def pair_forward(
     row = tl.program_id(0) // (blocks_a + blocks_b)
     # One body, inlined once, for both directions where their values are equally wide.
     if VALUE_DIM_A == VALUE_DIM_B:
-        a = runtime_side(a)
-        b = runtime_side(b)
+        either_a = runtime_side(a, b)
+        either_b = runtime_side(b, a)
         if block < blocks_a:
-            x = a
-            y = b
+            x = either_a
+            y = either_b
             time_x = time_a
             time_y = time_b
             start = block * BLOCK_QUERIES
             stream = 0
         else:
-            x = b
-            y = a
+            x = either_b
+            y = either_a
             time_x = time_b
             time_y = time_a
             start = (block - blocks_a) * BLOCK_QUERIES
             stream = 1
-        _attend_block(
+        attend_block(
             x,
             y,
             scoring,
@@ -94,7 +98,8 @@ def pair_forward(
             HEAD_DIM,
             VALUE_DIM_A,
             BLOCK_QUERIES,
-            BLOCK_KEYS,
+            BLOCK_INTERIOR,
+            BLOCK_EDGE,
             BLOCK_HEAD_DIM,
             BLOCK_VALUE_DIM,
             NEGATIVE,
@@ -104,7 +109,7 @@ def pair_forward(
         )
     else:
         if block < blocks_a:
-            _attend_block(
+            attend_block(
                 a,
                 b,
                 scoring,
@@ -117,7 +122,8 @@ def pair_forward(
                 HEAD_DIM,
                 VALUE_DIM_B,
                 BLOCK_QUERIES,
-                BLOCK_KEYS,
+                BLOCK_INTERIOR,
+                BLOCK_EDGE,
                 BLOCK_HEAD_DIM,
                 BLOCK_VALUE_DIM,
                 NEGATIVE,
@@ -126,7 +132,7 @@ def pair_forward(
                 PRECISION,
             )
         else:
-            _attend_block(
+            attend_block(
                 b,
                 a,
                 scoring,
@@ -139,7 +145,8 @@ def pair_forward(
                 HEAD_DIM,
                 VALUE_DIM_A,
                 BLOCK_QUERIES,
-                BLOCK_KEYS,
+                BLOCK_INTERIOR,
+                BLOCK_EDGE,
                 BLOCK_HEAD_DIM,
                 BLOCK_VALUE_DIM,
                 NEGATIVE,
@@ -150,20 +157,20 @@ def pair_forward(
 
 
 @triton.jit
-def runtime_side(side):
-    """The side with strides that are values, not constants."""
+def runtime_side(side, other):
+    """The side with strides that an ``if`` can choose."""
     return ForwardSide(
-        runtime_matrix(side.query),
-        runtime_matrix(side.key),
-        runtime_matrix(side.value),
-        runtime_matrix(side.out),
+        runtime_matrix(side.query, other.query),
+        runtime_matrix(side.key, other.key),
+        runtime_matrix(side.value, other.value),
+        runtime_matrix(side.out, other.out),
         side.lse,
         runtime_steps(side.steps),
     )
 
 
 @triton.jit
-def _attend_block(
+def attend_block(
     x,
     y,
     scoring,
@@ -176,7 +183,8 @@ def _attend_block(
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
+    BLOCK_INTERIOR: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
     BLOCK_HEAD_DIM: tl.constexpr,
     BLOCK_VALUE_DIM: tl.constexpr,
     NEGATIVE: tl.constexpr,
@@ -187,7 +195,6 @@ def _attend_block(
     """Queries of x from ``start`` on, keys and values of y."""
     batch = row // heads
     head = row % heads
-    queries = start + tl.arange(0, BLOCK_QUERIES)
     query_real = load_real(x.steps, batch, start, time_x, BLOCK_QUERIES)
     query_times = None
     if x.steps.times is not None:
@@ -205,77 +212,72 @@ def _attend_block(
     )
     if NEGATIVE:
         query = -query
-    key = select_head(y.key, batch, head)
-    value = select_head(y.value, batch, head)
-    span = whole_span(y.steps, batch, time_y, BLOCK_KEYS)
+    steps = start + tl.arange(0, BLOCK_QUERIES)
+    queries = Queries(query, steps, query_real, query_times)
+    keys = Keys(
+        select_head(y.key, batch, head),
+        y.key.stride_time,
+        select_head(y.value, batch, head),
+        y.value.stride_time,
+        y.steps,
+        None,
+        time_y,
+    )
+    span = whole_span(y.steps, batch, time_y, BLOCK_INTERIOR, BLOCK_EDGE)
     row_max = tl.full([BLOCK_QUERIES], LOWEST, tl.float32)
-    row_sum = tl.zeros([BLOCK_QUERIES], tl.float32)
+    row_sum = tl.zeros([BLOCK_QUERIES, 8], tl.float32)
     acc = tl.zeros([BLOCK_QUERIES, BLOCK_VALUE_DIM], tl.float32)
     row_max, row_sum, acc = attend(
         row_max,
         row_sum,
         acc,
-        query,
         queries,
-        query_real,
-        query_times,
-        key,
-        y.key.stride_time,
-        value,
-        y.value.stride_time,
-        y.steps,
-        None,
+        keys,
         batch,
         head,
         row,
-        time_y,
         span,
         scoring,
         stream,
         HEAD_DIM,
         VALUE_DIM,
         BLOCK_QUERIES,
-        BLOCK_KEYS,
+        BLOCK_INTERIOR,
+        BLOCK_EDGE,
         BLOCK_HEAD_DIM,
         BLOCK_VALUE_DIM,
         LIMITED,
         LAZY,
         PRECISION,
     )
+    row_sum = tl.sum(row_sum, 1)
     if LAZY:  # noqa: SIM102 - known when compiling, what follows is not
         # Scores rose far above the first tile's: once more, with a running maximum.
-        if not (tl.max(row_sum, 0) < 1.2676506e30):
+        if not (tl.max(row_sum, 0) < LARGEST):
             row_max, row_sum, acc = attend(
                 tl.full([BLOCK_QUERIES], LOWEST, tl.float32),
-                tl.zeros([BLOCK_QUERIES], tl.float32),
+                tl.zeros([BLOCK_QUERIES, 8], tl.float32),
                 tl.zeros([BLOCK_QUERIES, BLOCK_VALUE_DIM], tl.float32),
-                query,
                 queries,
-                query_real,
-                query_times,
-                key,
-                y.key.stride_time,
-                value,
-                y.value.stride_time,
-                y.steps,
-                None,
+                keys,
                 batch,
                 head,
                 row,
-                time_y,
-                span,
+                whole_span(y.steps, batch, time_y, 0, BLOCK_EDGE),
                 scoring,
                 stream,
                 HEAD_DIM,
                 VALUE_DIM,
                 BLOCK_QUERIES,
-                BLOCK_KEYS,
+                0,
+                BLOCK_EDGE,
                 BLOCK_HEAD_DIM,
                 BLOCK_VALUE_DIM,
                 LIMITED,
                 False,
                 PRECISION,
             )
+            row_sum = tl.sum(row_sum, 1)
     acc, lse = finish_rows(row_max, row_sum, acc, query_real, scoring)
     store_tile(
         select_head(x.out, batch, head),

@@ -29,15 +29,31 @@ from .tiles import Scoring, Steps
 # Role split, forward. The resident queries have 64 rows for 4 warps: 16 rows a warp is what the
 # tensor cores take, and 8 warps would compute every product twice.
 FORWARD: tuple[Configuration, ...] = (
+    # wgmma leaves registers for twice as many keys where none is masked: 16 % fewer instructions a
+    # score, what does not grow with the tile being shared by more.
+    Configuration(
+        dim=64,
+        bits=16,
+        block=64,
+        tile=64,
+        interior=128,
+        warps=4,
+        stages=2,
+        capability=90,
+        below=100,
+    ),
     Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=2),
     # 64 keys of 128 dimensions spill on every target.
-    Configuration(dim=128, bits=16, block=64, tile=32, warps=4, stages=2),
+    Configuration(dim=128, bits=16, block=64, tile=32, warps=4, stages=2, registers=255),
     # The accumulator of 256 dimensions needs 8 warps; its products are not computed twice.
-    Configuration(dim=256, bits=16, block=64, tile=32, warps=8, stages=2),
-    # float32 is three products a product: small tiles, and mma.sync spills even so.
-    Configuration(dim=64, bits=32, block=64, tile=32, warps=4, stages=1, spilled=184),
+    # 10.0 has the shared memory for what it takes more than others.
+    Configuration(dim=256, bits=16, block=64, tile=32, warps=8, stages=2, shared_memory=103_456),
+    # float32 is three products a product: small tiles. 64 rows spill 16 bytes on 12.0.
+    Configuration(dim=64, bits=32, block=32, tile=16, warps=4, stages=1, capability=120),
+    Configuration(dim=64, bits=32, block=64, tile=16, warps=4, stages=1),
     Configuration(dim=128, bits=32, block=32, tile=16, warps=8, stages=1),
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
+    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
+    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1, spilled=24),
 )
 # Reads and adds up; any tile does.
 DELTA = Configuration(dim=256, bits=16, block=32, tile=32, warps=4, stages=1)
@@ -130,7 +146,8 @@ def plan_pair_forward(
         "VALUE_DIM_A": value_a.shape[3],
         "VALUE_DIM_B": value_b.shape[3],
         "BLOCK_QUERIES": row.block,
-        "BLOCK_KEYS": row.tile,
+        "BLOCK_INTERIOR": row.interior or row.tile,
+        "BLOCK_EDGE": row.tile,
         "BLOCK_HEAD_DIM": block_dim,
         "BLOCK_VALUE_DIM": block_value_dim,
         "NEGATIVE": options.scale < 0,
@@ -151,6 +168,7 @@ def plan_delta(
     lses: tuple[Tensor, ...],
     grad_lses: tuple[Tensor | None, ...],
     sides: tuple[Steps, ...],
+    target: Target,
 ) -> tuple[list[Tensor], Launch]:
     """The delta of one side or of both, (batch, heads, time) float32, in one launch."""
     deltas = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in lses]
@@ -177,6 +195,7 @@ def plan_delta(
         "DIM_B": outputs[-1].shape[3],
         "BLOCK": DELTA.block,
         "BLOCK_DIM": padded_dim(outputs[0].shape[3], outputs[-1].shape[3]),
+        "PRECISION": target.precision,
     }
     programs = batch * heads * sum(counts)
     launch = Launch("pair_delta", pair_delta, programs, arguments, constants, DELTA, tuple(deltas))

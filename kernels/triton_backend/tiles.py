@@ -7,19 +7,28 @@ kernels are to base 2, because the hardware's exponential is; what is stored is 
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 # Below every score, and finite: the difference of two of them is 0, not NaN.
 LOWEST = tl.constexpr(-1.0e30)
+# NVIDIA's instruction for logarithms is one against 24; AMD and the interpreter have the library's.
+_FAST_LOG2 = tl.constexpr(torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1")
 
 
 class Matrix(NamedTuple):
-    """A tensor (batch, heads, time, dim), its last dimension contiguous."""
+    """A tensor (batch, heads, time, dim), its last dimension contiguous.
+
+    ``stride_time`` is a constant of the compiled kernel: the distance of two rows then costs no
+    arithmetic and no register. A model has one or two of them, whatever its lengths.
+    """
 
     pointer: Any
     stride_batch: Any
@@ -56,15 +65,20 @@ class Scoring(NamedTuple):
     keep_scale: Any
 
 
+@triton.constexpr_function
+def _same_constant(x, y):
+    return isinstance(x, int) and isinstance(y, int) and x == y
+
+
 @triton.jit
-def runtime_matrix(matrix):
-    """The matrix with strides that are values, not constants: what an ``if`` can choose between."""
-    return Matrix(
-        matrix.pointer,
-        tl.cast(matrix.stride_batch, tl.int64),
-        tl.cast(matrix.stride_head, tl.int64),
-        tl.cast(matrix.stride_time, tl.int64),
-    )
+def runtime_matrix(matrix, other):
+    """The matrix with strides that an ``if`` can choose: values, but for one that both have."""
+    stride_batch = tl.cast(matrix.stride_batch, tl.int64)
+    stride_head = tl.cast(matrix.stride_head, tl.int64)
+    stride_time = matrix.stride_time
+    if not _same_constant(matrix.stride_time, other.stride_time):
+        stride_time = tl.cast(matrix.stride_time, tl.int64)
+    return Matrix(matrix.pointer, stride_batch, stride_head, stride_time)
 
 
 @triton.jit
@@ -246,6 +260,38 @@ def store_row_values(pointer, row, start, time, values, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def partial_sums(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums of every eighth column, (ROWS, 8).
+
+    As tensor cores lay a product out, a thread has them without asking its neighbours.
+    """
+    return tl.sum(tl.reshape(tile, [ROWS, COLUMNS // 8, 8]), 1)
+
+
+@triton.jit
+def partial_column_sums(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums of rows that are eight apart, (ROWS // 2, COLUMNS): of what one thread has."""
+    pairs = tl.sum(tl.reshape(tile, [ROWS // 16, 2, 8, COLUMNS]), 1)
+    return tl.reshape(pairs, [ROWS // 2, COLUMNS])
+
+
+@triton.jit
+def first_half(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The first half of the columns; no value moves to another thread."""
+    halves = tl.permute(tl.reshape(tile, [ROWS, 2, COLUMNS // 2]), (0, 2, 1))
+    first, _ = tl.split(halves)
+    return first
+
+
+@triton.jit
+def log2(x):
+    """Logarithm to base 2 of normal numbers, wrong by 2**-22 at most between 0.5 and 2."""
+    if _FAST_LOG2:
+        return libdevice.fast_log2f(x)
+    return tl.math.log2(x)
+
+
+@triton.jit
 def finish_rows(row_max, row_sum, acc, real, scoring):
     """Divide by the row sums; 0 and -inf for a padded query or one that sees no key."""
     sees_a_key = real & (row_sum > 0)
@@ -253,5 +299,5 @@ def finish_rows(row_max, row_sum, acc, real, scoring):
     factor = tl.where(sees_a_key, 1.0 / safe_sum, 0.0)
     if scoring.seed is not None:
         factor *= scoring.keep_scale
-    lse = tl.where(sees_a_key, (row_max + tl.math.log2(safe_sum)) * LN_2, float("-inf"))
+    lse = tl.where(sees_a_key, (row_max + log2(safe_sum)) * LN_2, float("-inf"))
     return acc * factor[:, None], lse

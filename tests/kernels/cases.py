@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from mmer.kernels import (
     available_backends,
+    bidirectional,
     bidirectional_cross_attention,
+    chunked,
+    shared,
     shared_cross_attention,
 )
+from mmer.kernels.pairs import pair_scores
 from mmer.kernels.triton_backend import interpreted
 from tests.error_rule import random_mask, random_tensor
 from tests.kernels import oracle
@@ -27,6 +34,25 @@ def backends_of_cpu_tensors() -> list[str]:
     """The backends that the tests' tensors can run on; Triton among them when it interprets."""
     names = {"cpu", "reference", *(("triton",) if interpreted() else ())}
     return [name for name in available_backends() if name in names]
+
+
+@contextmanager
+def references_in_own_dtype() -> Iterator[None]:
+    """Let the references round every step to the dtype of their inputs, as plain PyTorch does.
+
+    Otherwise they compute float16 and bfloat16 in float32 and round once. This is the *plain* of
+    the error rule for all options.
+    """
+
+    def rounded_scores(x_a: Tensor, x_b: Tensor, *rest: Any) -> Tensor:
+        return pair_scores(x_a, x_b, *rest).to(x_a.dtype)
+
+    with ExitStack() as stack:
+        for module in (shared.reference, bidirectional.reference, chunked.reference):
+            stack.enter_context(mock.patch.object(module, "compute_dtype", lambda dtype: dtype))
+        for module in (shared.reference, bidirectional.reference):
+            stack.enter_context(mock.patch.object(module, "pair_scores", rounded_scores))
+        yield
 
 
 @dataclass

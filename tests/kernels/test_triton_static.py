@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -11,21 +13,23 @@ from mmer.kernels.triton_backend.catalogue import OPERATORS, Shape, plans
 from mmer.kernels.triton_backend.static import examine
 from mmer.kernels.triton_backend.target import TARGETS
 
-CLASSES = {"one block": (300, 60), "longer": (300, 200)}
+CLASSES = {"one block": (300, 60), "two blocks": (300, 100), "longer": (300, 200)}
 QUICK = {
     ("shared", "one block", "bfloat16", 64, 80),
+    ("shared", "two blocks", "bfloat16", 64, 90),
     ("shared", "longer", "bfloat16", 64, 90),
     ("bidirectional", "longer", "float16", 64, 120),
     ("chunked", "longer", "bfloat16", 64, 86),
 }
-# float32 beyond 64 dimensions spills by amounts that no row states yet: it is not listed.
 CASES = [
     (operator, length, dtype, head_dim, capability)
     for operator in OPERATORS
     for length in (CLASSES if operator == "shared" else ("longer",))
     for dtype in ("float32", "float16", "bfloat16")
-    for head_dim in ((64,) if dtype == "float32" else (64, 128, 256))
+    for head_dim in (64, 128, 256)
     for capability in TARGETS
+    # What the backend refuses: there is too little shared memory for it.
+    if not (dtype == "float32" and head_dim == 256 and capability in (86, 89, 120))
 ]
 
 
@@ -37,14 +41,15 @@ CASES = [
 def test_rows_keep_their_budgets(
     operator: str, length: str, dtype: str, head_dim: int, capability: int
 ) -> None:
-    target = TARGETS[capability]
+    # A head for every processor: what lets two blocks run as one program.
+    target = dataclasses.replace(TARGETS[capability], processors=1)
     shape = Shape(1, 1, *CLASSES[length], head_dim)
     for _, plan in plans(operator, shape, getattr(torch, dtype), target):
         for launch in plan.launches:
             report = examine(launch.compile(target).kernel, capability)
             row = launch.configuration
             assert report.spilled <= row.spilled, f"{launch.name} {row}: {report}"
-            assert report.registers <= row.registers
+            assert report.registers <= (row.registers or 255)
             assert report.shared_memory <= row.shared_memory
             assert report.programs >= 1
             if launch.name != "pair_delta":

@@ -45,6 +45,9 @@ class DeviceBytes:
         self.writer_thread = np.full(tracked, _NOBODY, np.int32)
         self.write_clock = np.zeros(tracked, np.int32)
         self.reader_cta = np.full(tracked, _NOBODY, np.int32)
+        self.updater_cta = np.full(tracked, _NOBODY, np.int32)
+        self.updater_thread = np.full(tracked, _NOBODY, np.int32)
+        self.update_clock = np.zeros(tracked, np.int32)
 
     def seal(self) -> None:
         """Count the gaps, so that an access is checked by its two ends."""
@@ -124,6 +127,7 @@ class GlobalMemory:
         self.counters.count_global("atomic", offsets, size, lanes)
         self.counters.atomics += len(lanes)
         self._note_initialised(offsets, size, lanes, here)
+        self._note_update(offsets, size, lanes, here)
         order = (
             np.arange(len(lanes)) if self.random is None else self.random.permutation(len(lanes))
         )
@@ -222,12 +226,7 @@ class GlobalMemory:
         places = places - device.tracked_from
         cta = self.threads.ctas[self.threads.cta[lanes]][:, None]
         self._check_order(places, lanes, cta, here, "writes", unchanged)
-        reader = device.reader_cta[places]
-        foreign = (reader == _SEVERAL) | ((reader != _NOBODY) & (reader != cta))
-        if foreign.any():
-            lane = lanes[np.argwhere(foreign)[0, 0]]
-            detail = f"{self.threads.name(lane)} writes what another CTA reads"
-            self.findings.report("global race", here, detail)
+        self._check_readers(places, lanes, cta, here, "writes")
         device.writer_cta[places] = cta
         device.writer_thread[places] = self.threads.thread[lanes][:, None]
         device.write_clock[places] = self.clocks.own(lanes // WARP)[:, None]
@@ -238,6 +237,32 @@ class GlobalMemory:
             detail = f"{self.threads.name(lane)} writes what another CTA writes"
             self.findings.report("global race", here, detail)
 
+    def _note_update(self, offsets: Array, size: int, lanes: Lanes, here: Instruction) -> None:
+        """Atomic operations race with plain accesses, not with each other."""
+        device = self.device
+        places = offsets[:, None] + np.arange(size) - device.tracked_from
+        cta = self.threads.ctas[self.threads.cta[lanes]][:, None]
+        self._check_order(places, lanes, cta, here, "updates", None, updated=False)
+        self._check_readers(places, lanes, cta, here, "updates")
+        updater = device.updater_cta[places]
+        device.updater_cta[places] = np.where(
+            (updater == _NOBODY) | (updater == cta), cta, _SEVERAL
+        )
+        # Two CTAs of the batch may have done so in this very step.
+        device.updater_cta[places[device.updater_cta[places] != cta]] = _SEVERAL
+        device.updater_thread[places] = self.threads.thread[lanes][:, None]
+        device.update_clock[places] = self.clocks.own(lanes // WARP)[:, None]
+
+    def _check_readers(
+        self, places: Array, lanes: Lanes, cta: Array, here: Instruction, verb: str
+    ) -> None:
+        reader = self.device.reader_cta[places]
+        foreign = (reader == _SEVERAL) | ((reader != _NOBODY) & (reader != cta))
+        if foreign.any():
+            lane = lanes[np.argwhere(foreign)[0, 0]]
+            detail = f"{self.threads.name(lane)} {verb} what another CTA reads"
+            self.findings.report("global race", here, detail)
+
     def _check_order(
         self,
         places: Array,
@@ -246,29 +271,40 @@ class GlobalMemory:
         here: Instruction,
         verb: str,
         unchanged: NDArray[np.bool_] | None,
+        updated: bool = True,
     ) -> None:
+        """Check an access against the last plain write and, if ``updated``, atomic operation."""
         device = self.device
-        writer = device.writer_cta[places]
-        bad = (writer != _NOBODY) & (writer != cta)
-        same = writer == cta
-        if same.any():
-            thread = self.threads.thread[lanes][:, None]
-            warp = (lanes // WARP)[:, None]
-            wrote, clock = device.writer_thread[places], device.write_clock[places]
-            first = (
-                self.threads.cta[lanes][:, None] % self.threads.cluster_size * self.threads.warps
+        histories = [("wrote", device.writer_cta, device.writer_thread, device.write_clock)]
+        if updated:
+            histories.append(
+                ("updated", device.updater_cta, device.updater_thread, device.update_clock)
             )
-            known = self.clocks.known[warp, first + wrote // WARP]
-            beside = wrote // WARP == thread // WARP
-            racing = np.where(beside, (wrote != thread) & (clock == known), clock > known)
-            if unchanged is not None:
-                racing &= ~unchanged
-            bad |= same & racing
-        if bad.any():
-            row = int(np.argwhere(bad)[0, 0])
-            column = int(np.argwhere(bad)[0, 1])
-            other = (
-                f"thread {device.writer_thread[places][row, column]} of CTA {writer[row, column]}"
-            )
-            detail = f"{self.threads.name(lanes[row])} {verb} what {other} wrote"
-            self.findings.report("global race", here, detail)
+        for did, ctas, threads, clocks in histories:
+            other_cta, other, clock = ctas[places], threads[places], clocks[places]
+            bad = (other_cta != _NOBODY) & (other_cta != cta)
+            same = other_cta == cta
+            if same.any():
+                racing = self._is_unordered(lanes, other, clock)
+                if unchanged is not None and did == "wrote":
+                    racing &= ~unchanged
+                bad |= same & racing
+            if bad.any():
+                row, column = map(int, np.argwhere(bad)[0])
+                who = f"thread {other[row, column]} of CTA {other_cta[row, column]}"
+                if other_cta[row, column] == _SEVERAL:
+                    who = "several CTAs"
+                detail = f"{self.threads.name(lanes[row])} {verb} what {who} {did}"
+                self.findings.report("global race", here, detail)
+
+    def _is_unordered(self, lanes: Lanes, other: Array, clock: Array) -> NDArray[np.bool_]:
+        """Whether what ``other`` threads of the lanes' CTAs did at ``clock`` is not behind them."""
+        threads = self.threads
+        thread = threads.thread[lanes][:, None]
+        first = threads.cta[lanes][:, None] % threads.cluster_size * threads.warps
+        known = self.clocks.known[(lanes // WARP)[:, None], first + other // WARP]
+        beside = other // WARP == thread // WARP
+        racing: NDArray[np.bool_] = np.where(
+            beside, (other != thread) & (clock == known), clock > known
+        )
+        return racing

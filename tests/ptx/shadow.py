@@ -2,9 +2,10 @@
 
 Each warp has a clock, and knows of every other warp of its cluster how far that one's clock had
 come when a barrier last joined them (a vector clock). For each granule of shared memory we keep
-its last writer and, for each warp, its last read. An access is ordered after another if the
-accessing warp knows of the other warp's clock at that time; two accesses that are not ordered, one
-of them a write, are a race, in whatever order this run happened to execute them.
+its last writer and, for each warp, its last read and its last atomic operation. An access is
+ordered after another if the accessing warp knows of the other warp's clock at that time; two
+accesses that are not ordered, one of them a write, are a race, in whatever order this run happened
+to execute them. Atomic operations are writes that do not race with each other.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class SharedShadow:
         self.read_clock = np.zeros((count, clocks.width), np.int32)
         self.reader = np.full(count, _WHOLE_WARP, np.int32)
         self.copier = np.zeros(count, np.int32)
+        self.update_clock = np.zeros((count, clocks.width), np.int32)
+        self.updater = np.full(count, _SEVERAL, np.int32)
+        self.any_updates = False
         self.pending = np.zeros(count, np.int16)
         self.busy = np.zeros(count, np.int16)
         self.any_pending = self.any_busy = 0
@@ -94,6 +98,7 @@ class SharedShadow:
         own = self.clocks.own(warps)
         self._check_pending(granules, lanes, here, "reads")
         self._check_writer(granules, lanes, warps, own, here, "reads", None)
+        self._check_updates(granules, lanes, warps, own, here, "reads")
         unwritten = self.writer[granules] < 0
         if unwritten.any():
             self._report("uninitialised shared", granules, lanes, unwritten, here, "reads")
@@ -133,18 +138,25 @@ class SharedShadow:
         own = self.clocks.own(warps)
         self._check_pending(granules, lanes, here, "writes")
         self._check_writer(granules, lanes, warps, own, here, "writes", unchanged)
-        reads = self.read_clock[granules]
-        unordered = (reads > self.clocks.known[warps][:, None, :]).any(axis=-1)
-        own_reads = reads[np.arange(len(lanes))[:, None], np.arange(granules.shape[1]),
-                          self.clocks.place[warps][:, None]]  # fmt: skip
-        reader = self.reader[granules]
-        beside = (own_reads == own[:, None]) & (reader != lanes[:, None]) & (reader != _WHOLE_WARP)
-        if unchanged is not None:
-            unordered &= ~unchanged
-            beside &= ~unchanged
-        if unordered.any() or beside.any():
-            bad = unordered | beside
-            self._report("race", granules, lanes, bad, here, "writes", "another thread's read")
+        self._check_updates(granules, lanes, warps, own, here, "writes")
+        self._check_readers(granules, lanes, warps, own, here, "writes", unchanged)
+
+    def update(self, granules: NDArray[Any], lanes: Lanes, here: Instruction) -> None:
+        """Check and record an atomic operation by each lane."""
+        warps = lanes // WARP
+        own = self.clocks.own(warps)
+        self._check_pending(granules, lanes, here, "writes")
+        self._check_writer(granules, lanes, warps, own, here, "updates", None)
+        self._check_readers(granules, lanes, warps, own, here, "updates", None)
+        places = self.clocks.place[warps]
+        repeated = self.update_clock[granules, places[:, None]] == own[:, None]
+        alone = ~repeated | (self.updater[granules] == lanes[:, None])
+        self.updater[granules] = np.where(alone, lanes[:, None], _SEVERAL)
+        # Of several lanes at one address one has entered itself.
+        shared = self.updater[granules] != lanes[:, None]
+        self.updater[granules[shared]] = _SEVERAL
+        self.update_clock[granules, places[:, None]] = own[:, None]
+        self.any_updates = True
 
     def record_write(
         self, granules: NDArray[Any], lanes: Lanes, generic_proxy: bool = True
@@ -197,7 +209,8 @@ class SharedShadow:
         for cta in range(len(self.threads.ctas)):
             own = slice(cta * per_cta, (cta + 1) * per_cta)
             known = self.clocks.known[cta * warps : (cta + 1) * warps].max(axis=0)
-            late = self.read_clock[own].max(axis=0) > known
+            touched = np.maximum(self.read_clock[own], self.update_clock[own])
+            late = touched.max(axis=0) > known
             wrote = np.maximum(self.writer[own], 0) // WARP % self.clocks.width
             late[wrote[self.write_clock[own] > known[wrote]]] = True
             if late.any():
@@ -244,6 +257,48 @@ class SharedShadow:
         if racing.any():
             first = writer[racing][0]
             other = f"the write of {self.threads.name(first)}"
+            self._report("race", granules, lanes, racing, here, verb, other)
+
+    def _check_readers(
+        self,
+        granules: NDArray[Any],
+        lanes: Lanes,
+        warps: NDArray[Any],
+        own: NDArray[np.int32],
+        here: Instruction,
+        verb: str,
+        unchanged: NDArray[np.bool_] | None,
+    ) -> None:
+        reads = self.read_clock[granules]
+        unordered = (reads > self.clocks.known[warps][:, None, :]).any(axis=-1)
+        own_reads = reads[np.arange(len(lanes))[:, None], np.arange(granules.shape[1]),
+                          self.clocks.place[warps][:, None]]  # fmt: skip
+        reader = self.reader[granules]
+        beside = (own_reads == own[:, None]) & (reader != lanes[:, None]) & (reader != _WHOLE_WARP)
+        bad = unordered | beside
+        if unchanged is not None:
+            bad &= ~unchanged
+        if bad.any():
+            self._report("race", granules, lanes, bad, here, verb, "another thread's read")
+
+    def _check_updates(
+        self,
+        granules: NDArray[Any],
+        lanes: Lanes,
+        warps: NDArray[Any],
+        own: NDArray[np.int32],
+        here: Instruction,
+        verb: str,
+    ) -> None:
+        if not self.any_updates:
+            return
+        updates = self.update_clock[granules]
+        racing = (updates > self.clocks.known[warps][:, None, :]).any(axis=-1)
+        own_updates = updates[np.arange(len(lanes))[:, None], np.arange(granules.shape[1]),
+                              self.clocks.place[warps][:, None]]  # fmt: skip
+        racing |= (own_updates == own[:, None]) & (self.updater[granules] != lanes[:, None])
+        if racing.any():
+            other = "another thread's atomic operation"
             self._report("race", granules, lanes, racing, here, verb, other)
 
     def _report(

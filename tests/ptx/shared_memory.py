@@ -98,6 +98,7 @@ class SharedMemory:
             lane = lanes[(self.shadow.writer[granules] < 0).any(axis=1)][0]
             detail = f"{self.threads.name(lane)} updates what nobody wrote"
             self.findings.report("uninitialised shared", here, detail)
+        self.shadow.update(granules, lanes, here)
         self.counters.atomics += len(lanes)
         order = (
             np.arange(len(lanes)) if self.random is None else self.random.permutation(len(lanes))

@@ -345,6 +345,47 @@ def test_order_of_atomics_shows() -> None:
     assert len(sums) > 1
 
 
+# Thread 0 clears a counter, all threads add to it, thread 40 reads it.
+TALLY = """
+    {address}
+    setp.eq.u32 %p1, %r0, 0; setp.eq.u32 %p2, %r0, 40; mov.b32 %r5, 0;
+    @%p1 st.{space}.b32 [{counter}], %r5;
+    bar.sync 0; // cleared
+    atom.{space}.add.u32 %r6, [{counter}], 1;
+    bar.sync 0; // counted
+    @%p2 ld.{space}.b32 %r7, [{counter}];
+    bar.sync 0; // read
+    @%p2 st.{space}.b32 [{counter}], %r7;
+"""
+PLACES = {
+    "shared": {"address": "mov.b32 %r3, smem;", "space": "shared", "counter": "%r3"},
+    "global": {"address": "", "space": "global", "counter": "%d0"},
+}
+
+
+@pytest.mark.parametrize("space", PLACES)
+@pytest.mark.parametrize("missing", [None, "cleared", "counted"])
+def test_plain_accesses_race_with_atomics(space: str, missing: str | None) -> None:
+    body = TALLY.format(**PLACES[space])
+    if missing:
+        body = body.replace(f"bar.sync 0; // {missing}", "")
+    counter = InOut(np.zeros(1, np.uint32))
+    race = {"race" if space == "shared" else "global race"}
+    found = checks_of(body, [counter], threads=64, shared=128)
+    assert found == (race if missing else set())
+
+
+def test_plain_write_behind_the_atomics_of_others() -> None:
+    """Nobody reads: the store of thread 40 and the other warp's atomic operations race alone."""
+    for space, check in (("shared", "race"), ("global", "global race")):
+        body = TALLY.format(**PLACES[space])
+        body = body.replace("bar.sync 0; // counted", "").replace("bar.sync 0; // read", "")
+        body = body.replace(f"@%p2 ld.{space}.b32 %r7, [{PLACES[space]['counter']}];", "")
+        body = body.replace("%r7;", "7;")
+        counter = InOut(np.zeros(1, np.uint32))
+        assert checks_of(body, [counter], threads=64, shared=128) == {check}
+
+
 def test_local_memory_has_an_end() -> None:
     body = """
         .local .align 16 .b8 pool[16]; mov.b64 %d2, pool; cvt.u64.u32 %d3, %r0;
