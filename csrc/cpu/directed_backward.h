@@ -200,8 +200,8 @@ class DirectedBackward {
     work_.queries.pack(queries, rows);
     work_.query_rows.pack(queries, rows);
     read_lse(problem_.lse, task_, rows, work_.rows.lse);
-    read_query_gradients({problem_.out, problem_.grad_out, problem_.grad_lse}, task_, rows, value_dim,
-                         work_.rows);
+    read_query_gradients({problem_.out, problem_.grad_out, problem_.grad_lse}, task_, rows,
+                         value_dim, work_.rows);
     fill(work_.rows.norm, count, 1.0f);
     const Source grad_outs = Source::of(work_.rows.grad_out, row_stride(value_dim), value_dim);
     work_.grad_outs.pack(grad_outs, {0, count});

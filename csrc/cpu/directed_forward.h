@@ -187,9 +187,10 @@ class DirectedForward {
         work_.weights.pack(tile, rows, count, weigh);
       }
     } else {
-      Arithmetic::template multiply_into<Result::overwritten>(rows, options_.head_dim, count, work_.queries.factor(),
-                                work_.segments[n].keys.factor(keys.begin - windows_[n].begin), tile,
-                                weigh, work_.weights);
+      Arithmetic::template multiply_into<Result::overwritten>(
+          rows, options_.head_dim, count, work_.queries.factor(),
+          work_.segments[n].keys.factor(keys.begin - windows_[n].begin), tile, weigh,
+          work_.weights);
     }
   }
 

@@ -13,8 +13,8 @@
 namespace mmer::cpu {
 namespace {
 
-// x . y for up to `lanes` rows (count, dim). Each is rounded as the products of Float32 are: a query
-// that sees one key has dP - D = 0 exactly.
+// x . y for up to `lanes` rows (count, dim). Each is rounded as the products of Float32 are: a
+// query that sees one key has dP - D = 0 exactly.
 inline Vector dot_rows(Rows x, Rows y, int64_t count, Range dims, int64_t dim) {
   if (dims.end - dims.begin > longest_sum) {
     const int64_t middle = dims.begin + (dims.end - dims.begin) / 2;
@@ -130,8 +130,8 @@ inline void read_query_gradients(const QueryTensors& tensors, const Task& task, 
               ? factors[n] * read_scalar(tensors.grad_lse, task.batch, task.head, first + n)
               : 0.0f;
     }
-    const Rows out = Source{tensors.out, task.batch, task.head, dim, nullptr, first}
-                         .rows({first, first + count}, copy, 1);
+    const Rows out = Source{tensors.out, task.batch, task.head, dim, nullptr, first}.rows(
+        {first, first + count}, copy, 1);
     const Vector products = dot_rows({rows, stride}, out, count, {0, dim}, dim);
     const Vector grad_lse = load_first(packed.grad_lse + place, count);
     store_first(packed.correction + place, products - grad_lse, count);

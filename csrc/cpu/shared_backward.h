@@ -220,10 +220,10 @@ class SharedBackward {
     const int64_t columns = include(work_.columns.lse, problem_.columns.time);
     exact_lse_ = is_exact(work_.row_lse, problem_.rows.time) &&
                  is_exact(work_.columns.lse, problem_.columns.time);
-    one_exponential_ =
-        largest - smallest < largest_lse_spread && exact_lse_ && !options_.dropout.active &&
-        !(options_.timed && options_.max_gap < infinity) && rows > 1 && columns > 1 &&
-        !is_one_tile();
+    one_exponential_ = largest - smallest < largest_lse_spread && exact_lse_ &&
+                       !options_.dropout.active &&
+                       !(options_.timed && options_.max_gap < infinity) && rows > 1 &&
+                       columns > 1 && !is_one_tile();
     reference_ = one_exponential_ && smallest <= largest ? 0.5f * (smallest + largest) : 0.0f;
   }
 
@@ -295,8 +295,8 @@ class SharedBackward {
     work_.row_qk_rows.pack(row_source(side.qk, dim), rows);
     work_.row_values.pack(row_source(side.value, side.value_dim), rows);
     std::memcpy(work_.rows.lse, work_.row_lse + rows.begin, count * sizeof(float));
-    read_query_gradients({side.out, side.grad_out, side.grad_lse}, task_, rows,
-                         column_dim, work_.rows, {one_exponential_, reference_});
+    read_query_gradients({side.out, side.grad_out, side.grad_lse}, task_, rows, column_dim,
+                         work_.rows, {one_exponential_, reference_});
     if (!exact_lse_ && !is_one_tile()) {
       std::memcpy(work_.rows.norm, work_.row_norm + rows.begin, count * sizeof(float));
     } else {

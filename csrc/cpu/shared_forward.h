@@ -201,8 +201,9 @@ class SharedForward {
         work_.row_left.pack(tile, rows, width, weigh);
       }
     } else {
-      Arithmetic::template multiply_into<Result::overwritten>(rows, options_.head_dim, width, work_.queries.factor(),
-                                work_.column_keys.factor(first), tile, weigh, work_.row_left);
+      Arithmetic::template multiply_into<Result::overwritten>(
+          rows, options_.head_dim, width, work_.queries.factor(), work_.column_keys.factor(first),
+          tile, weigh, work_.row_left);
     }
     float* column_sums = columns_->sums + first;
     for (int64_t j = 0; j < width; j += lanes) {

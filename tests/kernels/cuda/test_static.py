@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH comp
 THREADS = {"rows128": 256, "rows320": 320}
 # What a thread may keep in local memory for want of registers: nothing on 8.0. Later compilers'
 # allocation leaves a few values of the forward kernels over.
-SPILLED_BYTES = {"sm_80": 0, "sm_90a": 16, "sm_100a": 48, "sm_120a": 48}
+SPILLED_BYTES = {"sm_80": 0, "sm_90a": 16, "sm_100a": 48, "sm_120a": 64}
 KERNEL = re.compile(
     r"Compiling entry function '(\w+)'.*?\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads\n.*?Used (\d+) registers",
