@@ -40,7 +40,7 @@ def row_delta(
 
     The sums are the diagonal of a product, formed as the gradient of the weights is: where a query
     sees one key, whose value is its output, the two agree to the last bit and the score's gradient
-    is 0, as it should be.
+    is 0, as it should be; float32 heads wider than 128 do without.
     """
     out = load_tile(
         select_head(side.out, batch, head),
@@ -53,8 +53,15 @@ def row_delta(
         True,
     )
     rows = tl.arange(0, BLOCK)
-    products = tl.dot(grad_out, tl.trans(out), input_precision=PRECISION)
-    delta = tl.sum(tl.where(rows[:, None] == rows[None, :], products, 0.0), 1)
+    if BLOCK_DIM > 128 and out.dtype == tl.float32:
+        # Three products of so many dimensions do not fit into registers. The selection keeps the
+        # product out of a fused multiply-add with a neighbour's, which would round it differently
+        # in different lanes.
+        product = tl.where(real[:, None], out * grad_out, 0.0)
+        delta = tl.sum(product, 1)
+    else:
+        products = tl.dot(grad_out, tl.trans(out), input_precision=PRECISION)
+        delta = tl.sum(tl.where(rows[:, None] == rows[None, :], products, 0.0), 1)
     if side.grad_lse is not None:
         delta -= load_row_values(side.grad_lse, row, start, time, BLOCK)
     steps = start + rows

@@ -55,8 +55,12 @@ FORWARD: tuple[Configuration, ...] = (
     # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
     Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1, spilled=24),
 )
-# Reads and adds up; any tile does.
-DELTA = Configuration(dim=256, bits=16, block=32, tile=32, warps=4, stages=1)
+# Reads, and takes the diagonal of a product: small blocks, whose product is small.
+DELTA: tuple[Configuration, ...] = (
+    Configuration(dim=256, bits=16, block=32, tile=32, warps=4, stages=1),
+    Configuration(dim=64, bits=32, block=32, tile=32, warps=4, stages=1),
+    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
+)
 
 
 def forward_side(
@@ -179,7 +183,9 @@ def plan_delta(
         )
     ]
     times = [x.shape[2] for x in outputs]
-    counts = [blocks(time, DELTA.block) for time in times]
+    block_dim = padded_dim(outputs[0].shape[3], outputs[-1].shape[3])
+    row = pick(DELTA, block_dim, outputs[0].dtype, target)
+    counts = [blocks(time, row.block) for time in times]
     batch, heads = outputs[0].shape[:2]
     arguments = {
         "a": described[0],
@@ -193,10 +199,10 @@ def plan_delta(
     constants = {
         "DIM_A": outputs[0].shape[3],
         "DIM_B": outputs[-1].shape[3],
-        "BLOCK": DELTA.block,
-        "BLOCK_DIM": padded_dim(outputs[0].shape[3], outputs[-1].shape[3]),
+        "BLOCK": row.block,
+        "BLOCK_DIM": block_dim,
         "PRECISION": target.precision,
     }
     programs = batch * heads * sum(counts)
-    launch = Launch("pair_delta", pair_delta, programs, arguments, constants, DELTA, tuple(deltas))
+    launch = Launch("pair_delta", pair_delta, programs, arguments, constants, row, tuple(deltas))
     return deltas, launch
