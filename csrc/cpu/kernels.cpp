@@ -53,7 +53,7 @@ void sum_batch(const TensorView& wide, const TensorView& sum, int64_t batch, int
         const float* part = static_cast<float*>(wide.data) + element_offset(wide, n, head, step);
         for (int64_t k = 0; k < dim; ++k) total[k] += part[k];
       }
-      write_row(sum, 0, head, step, dim, total, 1.0f);
+      write_vectors(sum, 0, head, step, dim, [&](int64_t k) { return load_part(total, k, dim); });
     }
   }
 }
