@@ -32,16 +32,16 @@ inline Scores apply_times(Scores scores, int64_t rows, int64_t columns, const fl
 }
 
 // Softmaxes along which sums grow.
-enum class Ways { rows, both };
+enum class Ways { none, rows, both };
 
 // Weights without a maximum: exp(scale * product + row_bias + column_bias), while row_sums (rows,
-// lanes) and, for both ways, column_sums (columns) grow.
+// lanes), except for none, and column_sums (columns), for both ways, grow.
 template <Ways ways>
 struct Weigh {
   Matrix tile;
   float scale;
   const float *row_bias, *column_bias;
-  float* row_sums;
+  float* row_sums = nullptr;
   float* column_sums = nullptr;
 
   template <int rows, int vectors>
@@ -59,7 +59,8 @@ struct Weigh {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      Vector row_sum = load(row_sums + (row + i) * lanes);
+      Vector row_sum{};
+      if constexpr (ways != Ways::none) row_sum = load(row_sums + (row + i) * lanes);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) {
         Vector& product = products[i][v];
@@ -67,7 +68,7 @@ struct Weigh {
         row_sum += product;
         if constexpr (ways == Ways::both) sums[v] += product;
       }
-      store(row_sums + (row + i) * lanes, row_sum);
+      if constexpr (ways != Ways::none) store(row_sums + (row + i) * lanes, row_sum);
     }
     if constexpr (ways == Ways::both) {
 #pragma GCC unroll 8

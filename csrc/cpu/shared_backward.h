@@ -69,12 +69,9 @@ struct SharedBackwardWorkspace {
 // Log-sum-exps further apart get an exponential each.
 constexpr float largest_lse_spread = 55.0f;
 
-// exp(scale * product + row_bias + column_bias - reference), which also stays in the tile.
-struct WeighRelative {
-  Matrix tile;
-  float scale;
-  const float *row_bias, *column_bias;
-  float reference;
+// Weights that also stay in the tile when they are packed from it.
+struct KeepWeights {
+  Weigh<Ways::none> weigh;
 
   template <int rows, int vectors>
   void prepare(int64_t, int64_t) const {}
@@ -82,21 +79,13 @@ struct WeighRelative {
   template <int rows, int vectors>
   __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
                                             int64_t column) const {
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      const Vector bias = load(column_bias + column + v * lanes) - reference;
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        products[i][v] = exp_vector(scale * products[i][v] + (row_bias[row + i] + bias));
-      }
-    }
-    Store<Result::overwritten>{tile}.finish(products, row, column);
+    weigh.finish(products, row, column);
   }
 
   template <int rows, int vectors>
   __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
                                              int64_t column) const {
-    apply(products, row, column);
+    weigh.finish(products, row, column);
   }
 };
 
@@ -305,6 +294,7 @@ class SharedBackward {
     const Source grad_outs = Source::of(work_.rows.grad_out, row_stride(column_dim), column_dim);
     work_.row_grad_outs.pack(grad_outs, {0, count});
     work_.row_grad_out_rows.pack(grad_outs, {0, count});
+    for (int64_t i = 0; i < count; ++i) work_.row_bias[i] -= reference_;
     is_first_tile_ = true;
     int64_t derived = 0;
     visit_tiles([&](Range columns) {
@@ -384,15 +374,14 @@ class SharedBackward {
   void derive_both(Range columns) {
     const int64_t rows = rows_.end - rows_.begin, width = columns.end - columns.begin;
     const int64_t first = columns.begin;
-    WeighRelative weigh{scores_, options_.scale, work_.row_bias, work_.column_bias + first,
-                        reference_};
+    KeepWeights keep{{scores_, options_.scale, work_.row_bias, work_.column_bias + first}};
     if (options_.timed) {
-      weigh.scale = score_tile(columns).scale;
-      work_.row_left.pack(scores_, rows, width, weigh);
+      keep.weigh.scale = score_tile(columns).scale;
+      work_.row_left.pack(scores_, rows, width, keep);
     } else {
       Arithmetic::template multiply_into<Result::overwritten>(
           rows, options_.head_dim, width, work_.row_qk.factor(), work_.column_keys.factor(first),
-          scores_, weigh, work_.row_left);
+          scores_, keep, work_.row_left);
     }
     multiply_values(columns);
     // grad_weights (rows, columns) += values (rows, row_dim) grad_out_columns^T (row_dim, columns)
