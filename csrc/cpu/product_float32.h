@@ -50,7 +50,7 @@ struct Store {
 template <class Finish>
 struct AddBefore {
   Matrix tile;
-  const Finish& next;
+  Finish next;
 
   template <int rows, int vectors>
   void prepare(int64_t, int64_t) const {}
@@ -75,7 +75,9 @@ __attribute__((noinline)) void multiply_tile(int64_t inner, const float* __restr
                                              int64_t left_stride, const float* __restrict right,
                                              int64_t right_stride, const Finish& finish,
                                              int64_t row, int64_t column) {
-  finish.template prepare<rows, vectors>(row, column);
+  // A copy stays in registers; what lies in memory would be read again after every store.
+  const Finish own = finish;
+  own.template prepare<rows, vectors>(row, column);
   Vector sums[rows][vectors] = {};
   for (int64_t k = 0; k < inner; ++k) {
     Vector right_row[vectors];
@@ -90,7 +92,7 @@ __attribute__((noinline)) void multiply_tile(int64_t inner, const float* __restr
     left += left_order == Left::row_major ? 1 : left_stride;
     right += right_stride;
   }
-  finish.template finish<rows, vectors>(sums, row, column);
+  own.template finish<rows, vectors>(sums, row, column);
 }
 
 constexpr int tile_rows(int vectors) {
