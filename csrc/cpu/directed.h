@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "arena.h"
 #include "scores.h"
 
 namespace mmer::cpu {

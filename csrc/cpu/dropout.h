@@ -3,7 +3,8 @@
 #pragma once
 
 #include "../philox.h"
-#include "product_float32.h"
+#include "register_tile.h"
+#include "steps.h"
 
 namespace mmer::cpu {
 namespace {

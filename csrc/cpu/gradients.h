@@ -8,6 +8,7 @@
 #pragma once
 
 #include "dropout.h"
+#include "product_float32.h"
 #include "scores.h"
 
 namespace mmer::cpu {

@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include "arena.h"
 #include "steps.h"
 
 namespace mmer::cpu {

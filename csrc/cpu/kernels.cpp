@@ -3,6 +3,7 @@
 
 #include "directed_backward.h"
 #include "directed_forward.h"
+#include "product_float32.h"
 #include "shared_backward.h"
 #include "shared_forward.h"
 #if defined(__AVX512BF16__)

@@ -5,7 +5,8 @@
 
 #include <cmath>
 
-#include "product_float32.h"
+#include "register_tile.h"
+#include "steps.h"
 
 namespace mmer::cpu {
 namespace {

@@ -11,8 +11,9 @@
 
 #pragma once
 
-#include "gradients.h"
+#include "product_float32.h"
 #include "shared_columns.h"
+#include "shared_gradients.h"
 
 namespace mmer::cpu {
 namespace {
@@ -68,57 +69,6 @@ struct SharedBackwardWorkspace {
 
 // Log-sum-exps further apart get an exponential each.
 constexpr float largest_lse_spread = 55.0f;
-
-// Weights that also stay in the tile when they are packed from it.
-struct KeepWeights {
-  Weigh<Ways::none> weigh;
-
-  template <int rows, int vectors>
-  void prepare(int64_t, int64_t) const {}
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
-                                            int64_t column) const {
-    weigh.finish(products, row, column);
-  }
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
-                                             int64_t column) const {
-    weigh.finish(products, row, column);
-  }
-};
-
-// weights (grad_weights - D_rows - D_columns), to the tile.
-struct Derive {
-  Matrix tile, weights;
-  const float *row_correction, *column_correction;
-
-  template <int rows, int vectors>
-  void prepare(int64_t, int64_t) const {}
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void apply(Vector (&grad_weights)[rows][vectors], int64_t row,
-                                            int64_t column) const {
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t j = column + v * lanes;
-      const Vector correction = load(column_correction + j);
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        const Vector weight = load(weights.data + (row + i) * weights.stride + j);
-        grad_weights[i][v] = weight * (grad_weights[i][v] - (row_correction[row + i] + correction));
-      }
-    }
-  }
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void finish(Vector (&grad_weights)[rows][vectors], int64_t row,
-                                             int64_t column) const {
-    apply(grad_weights, row, column);
-    Store<Result::overwritten>{tile}.finish(grad_weights, row, column);
-  }
-};
 
 template <class Arithmetic>
 class SharedBackward {
@@ -264,16 +214,8 @@ class SharedBackward {
     const Scores scores = score_tile(columns);
     sum_row_weights(scores, rows, width, work_.column_bias + columns.begin,
                     work_.row_lse + rows_.begin, work_.row_norm + rows_.begin);
-    for (int64_t j = 0; j < width; j += lanes) {
-      float* sums = work_.columns.norm + columns.begin + j;
-      const Vector lse = load(work_.columns.lse + columns.begin + j);
-      Vector sum = load(sums);
-      for (int64_t i = 0; i < rows; ++i) {
-        const Vector product = load(scores.tile.data + i * tile_stride + j);
-        sum += exp_vector(scores.scale * product + (work_.row_bias[i] - lse));
-      }
-      store(sums, sum);
-    }
+    sum_column_weights(scores, rows, width, work_.row_bias, work_.columns.lse + columns.begin,
+                       work_.columns.norm + columns.begin);
   }
 
   void derive_block(Range rows) {
@@ -432,52 +374,19 @@ class SharedBackward {
       draw_by_columns({options_.dropout, dropout_row_here, problem_.columns.stream}, rows_, columns,
                       factors);
     }
-    if (problem_.rows.time <= row_block) {
-      settle_columns({column_weights, scores.scale}, grad_column_weights, kept, columns);
-    }
+    const Scores column_scores{column_weights, scores.scale};
+    float* norm = work_.columns.norm + columns.begin;
+    float* correction = work_.columns.correction + columns.begin;
     const float* lse = work_.columns.lse + columns.begin;
-    const float* norm = work_.columns.norm + columns.begin;
-    const float* correction = work_.columns.correction + columns.begin;
-    for (int64_t i = 0; i < rows; ++i) {
-      float* row = column_weights.data + i * tile_stride;
-      float* grad = grad_scores_.data + i * tile_stride;
-      const float* grad_weights = grad_column_weights.data + i * tile_stride;
-      for (int64_t j = 0; j < width; j += lanes) {
-        const Vector factor = kept == nullptr ? broadcast(1.0f) : load(kept + i * tile_stride + j);
-        const Vector score = scores.scale * load(row + j) + (work_.row_bias[i] - load(lse + j));
-        const Vector weight = exp_vector(score) / load(norm + j);
-        const Vector grad_weight = load(grad_weights + j) * factor - load(correction + j);
-        store(grad + j, load(grad + j) + weight * grad_weight);
-        store(row + j, weight * factor);
-      }
+    if (problem_.rows.time <= row_block) {
+      settle_columns(column_scores, grad_column_weights, kept, rows, width, work_.row_bias, lse,
+                     work_.columns.grad_lse + columns.begin, norm, correction);
     }
+    derive_columns(column_scores, grad_column_weights, kept, rows, width, work_.row_bias, lse, norm,
+                   correction, grad_scores_);
     work_.row_left.pack(scores_, rows, width);
     work_.column_left.pack(column_weights, rows, width);
     work_.grad_left.pack(grad_scores_, rows, width);
-  }
-
-  // Sums and corrections of columns whose keys are all in the tile, as derive_whole_rows has them.
-  void settle_columns(Scores scores, Matrix grad_weights, const float* factors, Range columns) {
-    const int64_t rows = rows_.end - rows_.begin;
-    for (int64_t j = 0; j < columns.end - columns.begin; j += lanes) {
-      const Vector lse = load(work_.columns.lse + columns.begin + j);
-      const auto weight = [&](int64_t i) {
-        const Vector product = load(scores.tile.data + i * tile_stride + j);
-        return exp_vector(scores.scale * product + (work_.row_bias[i] - lse));
-      };
-      Vector sum{};
-      for (int64_t i = 0; i < rows; ++i) sum += weight(i);
-      sum = sum == 0.0f ? broadcast(1.0f) : sum;
-      Vector correction = -load(work_.columns.grad_lse + columns.begin + j);
-      for (int64_t i = 0; i < rows; ++i) {
-        const Vector grad = load(grad_weights.data + i * tile_stride + j);
-        const Vector factor =
-            factors == nullptr ? broadcast(1.0f) : load(factors + i * tile_stride + j);
-        correction += weight(i) / sum * (grad * factor);
-      }
-      store(work_.columns.norm + columns.begin + j, sum);
-      store(work_.columns.correction + columns.begin + j, correction);
-    }
   }
 
   const SharedProblem& problem_;

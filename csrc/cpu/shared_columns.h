@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "arena.h"
 #include "groups.h"
 #include "scores.h"
 

@@ -15,6 +15,7 @@
 #include <cmath>
 
 #include "dropout.h"
+#include "product_float32.h"
 #include "scores.h"
 #include "shared_columns.h"
 
