@@ -24,27 +24,6 @@ inline float from_bfloat16(uint16_t x) {
   return bits_float(static_cast<uint32_t>(x) << 16);
 }
 
-// `lanes` elements
-inline Vector load_bfloat16(const uint16_t* from) {
-#if defined(__AVX512F__)
-  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-#elif defined(__AVX2__)
-  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
-#else
-  Vector x;
-  for (int lane = 0; lane < lanes; ++lane) x[lane] = from_bfloat16(from[lane]);
-  return x;
-#endif
-}
-
-inline uint16_t to_bfloat16(float x) {
-  const uint32_t bits = float_bits(x);
-  const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-  return static_cast<uint16_t>(x != x ? 0x7FC0u : rounded);
-}
-
 inline float from_float16(uint16_t x) {
   const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(x & 0x7FFFu) << 13;
@@ -65,35 +44,51 @@ inline uint16_t to_float16(float x) {
   return static_cast<uint16_t>(half | sign >> 16);
 }
 
-// rounded (lanes) = x as float16 or bfloat16
-inline void round_vector(Vector x, ElementType type, uint16_t (&rounded)[lanes]) {
-#if defined(__AVX512BF16__)
+typedef uint16_t HalfVector __attribute__((vector_size(2 * lanes)));
+
+// `lanes` elements of float16 or bfloat16
+inline Vector load_half(const uint16_t* from, ElementType type) {
+  HalfVector narrow;
+  std::memcpy(&narrow, from, sizeof narrow);
   if (type == ElementType::bfloat16) {
-    const __m256bh narrow = _mm512_cvtneps_pbh(x);
-    std::memcpy(rounded, &narrow, sizeof narrow);
-    return;
+    return reinterpret_cast<Vector>(__builtin_convertvector(narrow, WordVector) << 16);
   }
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(reinterpret_cast<__m256i>(narrow));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(narrow));
+#else
+  Vector x;
+  for (int lane = 0; lane < lanes; ++lane) x[lane] = from_float16(narrow[lane]);
+  return x;
 #endif
+}
+
+// x as float16 or bfloat16
+inline HalfVector round_vector(Vector x, ElementType type) {
   if (type == ElementType::bfloat16) {
-    for (int lane = 0; lane < lanes; ++lane) rounded[lane] = to_bfloat16(x[lane]);
-  } else {
-    for (int lane = 0; lane < lanes; ++lane) rounded[lane] = to_float16(x[lane]);
+#if defined(__AVX512BF16__)
+    return reinterpret_cast<HalfVector>(_mm512_cvtneps_pbh(x));
+#else
+    const WordVector bits = reinterpret_cast<WordVector>(x);
+    const WordVector rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+    const WordVector nan = WordVector{} + 0x7FC0u;
+    return __builtin_convertvector(x == x ? rounded : nan, HalfVector);
+#endif
   }
+#if defined(__AVX512F__)
+  return reinterpret_cast<HalfVector>(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  return reinterpret_cast<HalfVector>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  HalfVector rounded;
+  for (int lane = 0; lane < lanes; ++lane) rounded[lane] = to_float16(x[lane]);
+  return rounded;
+#endif
 }
 
 inline int64_t element_offset(const TensorView& tensor, int64_t batch, int64_t head, int64_t time) {
   return batch * tensor.strides[0] + head * tensor.strides[1] + time * tensor.strides[2];
-}
-
-// Elements `stride` apart as float32. The loop over contiguous ones is the compiler's to vectorise.
-template <class Element, class Convert>
-inline void convert_row(const Element* from, int64_t stride, int64_t count, float* row,
-                        const Convert& convert) {
-  if (stride == 1) {
-    for (int64_t n = 0; n < count; ++n) row[n] = convert(from[n]);
-  } else {
-    for (int64_t n = 0; n < count; ++n) row[n] = convert(from[n * stride]);
-  }
 }
 
 // row (count) of the tensor, as float32; room for whole vectors is filled up with zeros.
@@ -101,22 +96,22 @@ inline void read_row(const TensorView& tensor, int64_t batch, int64_t head, int6
                      int64_t count, float* row) {
   const int64_t offset = element_offset(tensor, batch, head, time), stride = tensor.strides[3];
   if (count % lanes != 0) store(row + count / lanes * lanes, Vector{});
+  int64_t n = 0;
   if (tensor.type == ElementType::float32) {
     const float* from = static_cast<const float*>(tensor.data) + offset;
     if (stride == 1) {
-      for (int64_t n = 0; n < count; n += lanes) store(row + n, load_part(from, n, count));
-    } else {
-      convert_row(from, stride, count, row, [](float x) { return x; });
+      for (; n < count; n += lanes) store(row + n, load_part(from, n, count));
     }
+    for (; n < count; ++n) row[n] = from[n * stride];
     return;
   }
   const uint16_t* from = static_cast<const uint16_t*>(tensor.data) + offset;
-  if (tensor.type == ElementType::bfloat16 && stride == 1 && count % lanes == 0) {
-    for (int64_t n = 0; n < count; n += lanes) store(row + n, load_bfloat16(from + n));
-  } else if (tensor.type == ElementType::bfloat16) {
-    convert_row(from, stride, count, row, from_bfloat16);
-  } else {
-    convert_row(from, stride, count, row, from_float16);
+  if (stride == 1) {
+    for (; n + lanes <= count; n += lanes) store(row + n, load_half(from + n, tensor.type));
+  }
+  const bool is_bfloat16 = tensor.type == ElementType::bfloat16;
+  for (; n < count; ++n) {
+    row[n] = is_bfloat16 ? from_bfloat16(from[n * stride]) : from_float16(from[n * stride]);
   }
 }
 
@@ -135,12 +130,11 @@ inline void write_vectors(const TensorView& tensor, int64_t batch, int64_t head,
   }
   uint16_t* to = static_cast<uint16_t*>(tensor.data) + offset;
   for (int64_t k = 0; k < count; k += lanes) {
-    uint16_t rounded[lanes];
-    round_vector(vector_at(k), tensor.type, rounded);
+    const HalfVector rounded = round_vector(vector_at(k), tensor.type);
     if (k + lanes <= count) {
-      std::memcpy(to + k, rounded, sizeof rounded);
+      std::memcpy(to + k, &rounded, sizeof rounded);
     } else {
-      std::memcpy(to + k, rounded, 2 * (count - k));
+      std::memcpy(to + k, &rounded, 2 * (count - k));
     }
   }
 }
