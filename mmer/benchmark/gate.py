@@ -28,7 +28,7 @@ class Truth:
         problem: What is computed.
 
     Attributes:
-        results: outputs, then gradients of the inputs, float64.
+        results: outputs and, if its direction asks for them, gradients of the inputs, float64.
         allowances: for each result, ``max|plain - results| + eps * max|results|``.
     """
 
@@ -75,8 +75,9 @@ def results_in_blocks(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, ...
         dtype: What to compute in; sums over several blocks are float32 at least.
 
     Returns:
-        Outputs and gradients of the inputs, in ``dtype``.
+        Outputs and, if the direction asks for them, gradients of the inputs, in ``dtype``.
     """
+    with_gradients = problem.case.direction == BACKWARD
     wide = torch.promote_types(dtype, torch.float32)
     inputs = [x.to(dtype) for x in problem.inputs]
     gradients = [torch.zeros_like(x, dtype=wide) for x in inputs]
@@ -92,16 +93,18 @@ def results_in_blocks(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, ...
         out = torch.empty_like(dout, dtype=dtype)
         for queries, keys in of_direction:
             leaves = [
-                x[:, :, place].detach().requires_grad_()
+                x[:, :, place].detach().requires_grad_(with_gradients)
                 for x, place in ((q, queries), (k, keys), (v, keys))
             ]
             block = softmax_attention(*leaves)
             out[:, :, queries] = block.detach()
+            if not with_gradients:
+                continue
             parts = torch.autograd.grad(block, leaves, dout[:, :, queries].to(dtype))
             for total, place, part in zip((dq, dk, dv), (queries, keys, keys), parts, strict=True):
                 total[:, :, place] += part
         outputs.append(out)
-    return (*outputs, *(x.to(dtype) for x in gradients))
+    return (*outputs, *(x.to(dtype) for x in gradients)) if with_gradients else tuple(outputs)
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

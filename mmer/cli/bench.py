@@ -6,6 +6,7 @@ import argparse
 import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,6 +189,8 @@ def _measure_cases(
     with Progress(*columns, MofNCompleteColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=len(cases))
         inputs, truth = None, None
+        # With backward, the truth holds what is right forward too.
+        direction = DIRECTIONS[arguments.direction][-1]
         for number, case in enumerate(cases):
 
             def report(what: str, share: float, case: Case = case, number: int = number) -> None:
@@ -196,7 +199,8 @@ def _measure_cases(
 
             if (same := (case.operator, case.shape, case.dtype)) != inputs:
                 report("float64", 0.0)
-                inputs, truth = same, Truth(make_problem(case, arguments.device))
+                whole = replace(case, direction=direction)
+                inputs, truth = same, Truth(make_problem(whole, arguments.device))
             results.rows += run_case(
                 case,
                 implementations,

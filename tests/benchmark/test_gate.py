@@ -116,6 +116,15 @@ def test_outputs_alone_are_no_backward() -> None:
     assert gate.refusal(forward, truth, outputs, ours=True) is None
 
 
+def test_gradients_are_known_only_where_they_are_asked_for() -> None:
+    problem = make_problem(CASES[0])
+    forward = replace(problem, case=replace(problem.case, direction=FORWARD))
+    whole, outputs = gate.Truth(problem), gate.Truth(forward)
+    assert len(whole.results) == len(outputs.results) + len(problem.inputs)
+    for x, y in zip(outputs.results, whole.results, strict=False):
+        assert torch.equal(x, y)
+
+
 def test_peers_are_allowed_more_than_we_are() -> None:
     problem = make_problem(replace(CASES[0], direction=FORWARD))
     truth = gate.Truth(problem)
