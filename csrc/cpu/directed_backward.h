@@ -5,6 +5,7 @@
 #include "directed.h"
 #include "gradients.h"
 #include "groups.h"
+#include "product_float32.h"
 
 namespace mmer::cpu {
 namespace {
@@ -211,7 +212,7 @@ class DirectedBackward {
       read_times(problem_.times, task_.batch, rows, work_.row_bias, work_.row_times);
       interval = interval_of(work_.row_times, work_.row_bias, count);
     }
-    fill(work_.grad_queries, count * row_stride(dim), 0.0f);
+    is_first_tile_ = true;
     const auto visit = [&](const auto& tile) {
       for (int64_t n = 0; n < problem_.segment_count && real > 0; ++n) {
         visit_tiles(problem_, problem_.segments[n], windows_[n], work_.segments[n].bias, rows,
@@ -230,6 +231,7 @@ class DirectedBackward {
       avoid_zeros(work_.rows.norm, count);
     }
     visit([&](int64_t n, Range keys) { derive_tile(n, keys); });
+    if (is_first_tile_) fill(work_.grad_queries, count * row_stride(dim), 0.0f);
     for (int64_t i = 0; i < count; ++i) {
       write_row(problem_.grad_query, task_.batch, task_.head, rows.begin + i, dim,
                 work_.grad_queries + i * row_stride(dim), options_.scale);
@@ -293,9 +295,9 @@ class DirectedBackward {
         count, rows, value_dim, work_.weights_left.transposed(), work_.grad_out_rows.factor(0),
         {gradients_->value[n] + own * row_stride(value_dim), row_stride(value_dim)});
     // grad_queries (rows, dim) += grad_scores (rows, keys) keys (keys, dim)
-    Arithmetic::template multiply<Result::added_to>(rows, count, dim, work_.grad_left.factor(),
-                                                    packed.key_rows.factor(place),
-                                                    {work_.grad_queries, row_stride(dim)});
+    multiply_onto<Arithmetic>(is_first_tile_, rows, count, dim, work_.grad_left.factor(),
+                              packed.key_rows.factor(place), {work_.grad_queries, row_stride(dim)});
+    is_first_tile_ = false;
     // grad_keys (keys, dim) += grad_scores^T (keys, rows) queries (rows, dim)
     Arithmetic::template multiply<Result::added_to>(
         count, rows, dim, work_.grad_left.transposed(), work_.query_rows.factor(0),
@@ -310,6 +312,7 @@ class DirectedBackward {
   Range windows_[2];
   Range rows_;
   bool one_tile_ = false;
+  bool is_first_tile_ = true;
   double grad_decay_ = 0.0;
 };
 

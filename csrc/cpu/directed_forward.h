@@ -10,6 +10,7 @@
 
 #include "directed.h"
 #include "dropout.h"
+#include "product_float32.h"
 
 namespace mmer::cpu {
 namespace {
@@ -123,7 +124,7 @@ class DirectedForward {
     const int64_t stride = row_stride(value_dim);
     fill(work_.row_largest, count, one ? reference : -infinity);
     fill(work_.row_sums, count * lanes, 0.0f);
-    fill(work_.accumulator, count * stride, 0.0f);
+    is_first_tile_ = true;
     for (int64_t n = 0; n < problem_.segment_count && real_rows_ > 0; ++n) {
       visit_tiles(problem_, problem_.segments[n], windows_[n], work_.segments[n].bias, rows_,
                   interval_,
@@ -167,8 +168,9 @@ class DirectedForward {
       work_.weights.pack(tile, rows, count);
     }
     // accumulator (rows, value_dim) += weights (rows, keys) values (keys, value_dim)
-    Arithmetic::template multiply<Result::added_to>(rows, count, value_dim, work_.weights.factor(),
-                                                    packed.values.factor(place), accumulator);
+    multiply_onto<Arithmetic>(is_first_tile_, rows, count, value_dim, work_.weights.factor(),
+                              packed.values.factor(place), accumulator);
+    is_first_tile_ = false;
   }
 
   bool is_cut(int64_t n, Range keys) const {
@@ -219,6 +221,7 @@ class DirectedForward {
   Interval interval_;
   int64_t real_rows_ = 0;
   float longest_key_ = 0.0f;
+  bool is_first_tile_ = true;
 };
 
 // Nothing is added up between groups.
