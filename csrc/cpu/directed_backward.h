@@ -207,6 +207,7 @@ class DirectedBackward {
     const Source grad_outs = Source::of(work_.rows.grad_out, row_stride(value_dim), value_dim);
     work_.grad_outs.pack(grad_outs, {0, count});
     work_.grad_out_rows.pack(grad_outs, {0, count});
+    for (int64_t i = 0; i < count; ++i) work_.row_bias[i] = -work_.rows.lse[i];
     Interval interval;
     if (options_.timed) {
       read_times(problem_.times, task_.batch, rows, work_.row_bias, work_.row_times);
@@ -221,7 +222,8 @@ class DirectedBackward {
     };
     one_tile_ = problem_.segment_count == 1 &&
                 is_one_tile(problem_, problem_.segments[0], windows_[0], rows);
-    if (!one_tile_ && !is_exact(work_.rows.lse, count)) {
+    exact_lse_ = is_exact(work_.rows.lse, count);
+    if (!one_tile_ && !exact_lse_) {
       fill(work_.rows.norm, count, 0.0f);
       visit([&](int64_t n, Range keys) {
         const float* bias = work_.segments[n].bias.bias + keys.begin - windows_[n].begin;
@@ -264,6 +266,52 @@ class DirectedBackward {
     const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
     const int64_t dim = options_.head_dim, value_dim = problem_.value_dim;
     const int64_t place = keys.begin - windows_[n].begin;
+    if (one_tile_ || !exact_lse_ || options_.timed || options_.dropout.active ||
+        is_cut_by_ranges(problem_, segment, rows_, keys)) {
+      derive_in_memory(n, keys);
+    } else {
+      derive_in_registers(n, keys);
+    }
+    const int64_t own = keys.begin - gradients_->first(problem_, task_, n);
+
+    // grad_values (keys, value_dim) += weights^T (keys, rows) grad_out (rows, value_dim)
+    Arithmetic::template multiply<Result::added_to>(
+        count, rows, value_dim, work_.weights_left.transposed(), work_.grad_out_rows.factor(0),
+        {gradients_->value[n] + own * row_stride(value_dim), row_stride(value_dim)});
+    // grad_queries (rows, dim) += grad_scores (rows, keys) keys (keys, dim)
+    multiply_onto<Arithmetic>(is_first_tile_, rows, count, dim, work_.grad_left.factor(),
+                              packed.key_rows.factor(place), {work_.grad_queries, row_stride(dim)});
+    is_first_tile_ = false;
+    // grad_keys (keys, dim) += grad_scores^T (keys, rows) queries (rows, dim)
+    Arithmetic::template multiply<Result::added_to>(
+        count, rows, dim, work_.grad_left.transposed(), work_.query_rows.factor(0),
+        {gradients_->key[n] + own * row_stride(dim), row_stride(dim)});
+  }
+
+  // weights = exp(scores - lse); grad_scores = weights (grad_weights - D)
+  void derive_in_registers(int64_t n, Range keys) {
+    const BackwardSegment<Arithmetic>& packed = work_.segments[n];
+    const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
+    const int64_t place = keys.begin - windows_[n].begin;
+    const Matrix weights{work_.scores, tile_stride}, grad_scores{work_.grad_scores, tile_stride};
+    const KeepWeights keep{{weights, options_.scale, work_.row_bias, packed.bias.bias + place}};
+    Arithmetic::template multiply_into<Result::overwritten>(
+        rows, options_.head_dim, count, work_.queries.factor(), packed.keys.factor(place), weights,
+        keep, work_.weights_left);
+    // grad_weights (rows, keys) = grad_out (rows, value_dim) values^T (value_dim, keys)
+    const Derive<Ways::rows> derive{grad_scores, weights, work_.rows.correction};
+    Arithmetic::template multiply_into<Result::overwritten>(
+        rows, problem_.value_dim, count, work_.grad_outs.factor(), packed.values.factor(place),
+        grad_scores, derive, work_.grad_left);
+  }
+
+  // The same, tile by tile through memory: with times, dropout, a limited range of keys, or sums
+  // and corrections that the weights themselves give.
+  void derive_in_memory(int64_t n, Range keys) {
+    const Segment& segment = problem_.segments[n];
+    const BackwardSegment<Arithmetic>& packed = work_.segments[n];
+    const int64_t rows = rows_.end - rows_.begin, count = keys.end - keys.begin;
+    const int64_t value_dim = problem_.value_dim, place = keys.begin - windows_[n].begin;
     const Matrix weights{work_.scores, tile_stride}, grad_scores{work_.grad_scores, tile_stride};
 
     const Scores scores = score_tile(n, keys);
@@ -288,20 +336,6 @@ class DirectedBackward {
     }
     work_.weights_left.pack(weights, rows, count);
     work_.grad_left.pack(grad_scores, rows, count);
-    const int64_t own = keys.begin - gradients_->first(problem_, task_, n);
-
-    // grad_values (keys, value_dim) += weights^T (keys, rows) grad_out (rows, value_dim)
-    Arithmetic::template multiply<Result::added_to>(
-        count, rows, value_dim, work_.weights_left.transposed(), work_.grad_out_rows.factor(0),
-        {gradients_->value[n] + own * row_stride(value_dim), row_stride(value_dim)});
-    // grad_queries (rows, dim) += grad_scores (rows, keys) keys (keys, dim)
-    multiply_onto<Arithmetic>(is_first_tile_, rows, count, dim, work_.grad_left.factor(),
-                              packed.key_rows.factor(place), {work_.grad_queries, row_stride(dim)});
-    is_first_tile_ = false;
-    // grad_keys (keys, dim) += grad_scores^T (keys, rows) queries (rows, dim)
-    Arithmetic::template multiply<Result::added_to>(
-        count, rows, dim, work_.grad_left.transposed(), work_.query_rows.factor(0),
-        {gradients_->key[n] + own * row_stride(dim), row_stride(dim)});
   }
 
   const DirectedProblem& problem_;
@@ -312,6 +346,7 @@ class DirectedBackward {
   Range windows_[2];
   Range rows_;
   bool one_tile_ = false;
+  bool exact_lse_ = true;
   bool is_first_tile_ = true;
   double grad_decay_ = 0.0;
 };

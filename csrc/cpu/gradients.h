@@ -198,6 +198,60 @@ inline void derive_whole_rows(Scores scores, Matrix grad_weights, const float* f
   }
 }
 
+// Weights that also stay in the tile when they are packed from it.
+struct KeepWeights {
+  Weigh<Ways::none> weigh;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
+                                            int64_t column) const {
+    weigh.finish(products, row, column);
+  }
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    weigh.finish(products, row, column);
+  }
+};
+
+// weights (grad_weights - D_rows - D_columns), to the tile; D_columns for both ways only.
+template <Ways ways>
+struct Derive {
+  Matrix tile, weights;
+  const float* row_correction;
+  const float* column_correction = nullptr;
+
+  template <int rows, int vectors>
+  void prepare(int64_t, int64_t) const {}
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void apply(Vector (&grad_weights)[rows][vectors], int64_t row,
+                                            int64_t column) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t j = column + v * lanes;
+      Vector correction{};
+      if constexpr (ways == Ways::both) correction = load(column_correction + j);
+#pragma GCC unroll 16
+      for (int i = 0; i < rows; ++i) {
+        const Vector weight = load(weights.data + (row + i) * weights.stride + j);
+        grad_weights[i][v] = weight * (grad_weights[i][v] - (row_correction[row + i] + correction));
+      }
+    }
+  }
+
+  template <int rows, int vectors>
+  __attribute__((always_inline)) void finish(Vector (&grad_weights)[rows][vectors], int64_t row,
+                                             int64_t column) const {
+    apply(grad_weights, row, column);
+    Store<Result::overwritten>{tile}.finish(grad_weights, row, column);
+  }
+};
+
 // gradient of the decay = -sum(grad_scores |row time - column time|)
 inline double derive_decay(Matrix grad_scores, int64_t rows, int64_t columns,
                            const float* row_times, const float* column_times) {

@@ -330,8 +330,8 @@ class SharedBackward {
     const int64_t row_dim = problem_.rows.value_dim;
     const auto values = work_.row_values.factor();
     const auto column_grad_outs = work_.column_grad_outs.factor(first);
-    const Derive derive{grad_scores_, scores_, work_.rows.correction,
-                        work_.columns.correction + first};
+    const Derive<Ways::both> derive{grad_scores_, scores_, work_.rows.correction,
+                                    work_.columns.correction + first};
     if (options_.grad_decay != nullptr) {
       Arithmetic::template multiply<Result::added_to>(rows, row_dim, width, values,
                                                       column_grad_outs, grad_scores_);

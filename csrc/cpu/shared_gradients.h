@@ -1,5 +1,4 @@
-// What the backward of shared cross-attention makes of a tile for both of its softmaxes: the
-// columns' counterparts of what gradients.h does for rows, and both at once on one exponential.
+// The columns' counterparts of what gradients.h does for rows, for the shared S.
 
 #pragma once
 
@@ -7,57 +6,6 @@
 
 namespace mmer::cpu {
 namespace {
-
-// Weights that also stay in the tile when they are packed from it.
-struct KeepWeights {
-  Weigh<Ways::none> weigh;
-
-  template <int rows, int vectors>
-  void prepare(int64_t, int64_t) const {}
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void apply(Vector (&products)[rows][vectors], int64_t row,
-                                            int64_t column) const {
-    weigh.finish(products, row, column);
-  }
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
-                                             int64_t column) const {
-    weigh.finish(products, row, column);
-  }
-};
-
-// weights (grad_weights - D_rows - D_columns), to the tile.
-struct Derive {
-  Matrix tile, weights;
-  const float *row_correction, *column_correction;
-
-  template <int rows, int vectors>
-  void prepare(int64_t, int64_t) const {}
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void apply(Vector (&grad_weights)[rows][vectors], int64_t row,
-                                            int64_t column) const {
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t j = column + v * lanes;
-      const Vector correction = load(column_correction + j);
-#pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        const Vector weight = load(weights.data + (row + i) * weights.stride + j);
-        grad_weights[i][v] = weight * (grad_weights[i][v] - (row_correction[row + i] + correction));
-      }
-    }
-  }
-
-  template <int rows, int vectors>
-  __attribute__((always_inline)) void finish(Vector (&grad_weights)[rows][vectors], int64_t row,
-                                             int64_t column) const {
-    apply(grad_weights, row, column);
-    Store<Result::overwritten>{tile}.finish(grad_weights, row, column);
-  }
-};
 
 // sums (columns) += weights that the columns' lse gives
 inline void sum_column_weights(Scores scores, int64_t rows, int64_t columns, const float* row_bias,
