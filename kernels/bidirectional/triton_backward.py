@@ -17,8 +17,8 @@ from ..triton_backend.tiles import (
     load_lse_log2,
     load_real,
     load_row_values,
-    load_tile,
     load_times,
+    rows_of,
     runtime_matrix,
     runtime_steps,
     select_head,
@@ -220,7 +220,7 @@ def _one_role(
     span = whole_span(y.steps, batch, time_y, TILE, TILE)
     if for_keys:
         # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
-        key = load_tile(
+        key = rows_of(
             select_head(x.key, batch, head),
             x.key.stride_time,
             start,
@@ -230,7 +230,7 @@ def _one_role(
             BLOCK_HEAD_DIM,
             True,
         )
-        value = load_tile(
+        value = rows_of(
             select_head(x.value, batch, head),
             x.value.stride_time,
             start,
@@ -295,7 +295,7 @@ def _one_role(
             BLOCK_VALUE_DIM,
         )
     else:
-        query = load_tile(
+        query = rows_of(
             select_head(x.query, batch, head),
             x.query.stride_time,
             start,
@@ -305,21 +305,22 @@ def _one_role(
             BLOCK_HEAD_DIM,
             True,
         )
-        grad_out = load_tile(
+        lse_log2 = load_lse_log2(x.lse, row, start, time_x, BLOCK)
+        delta = load_row_values(x.delta, row, start, time_x, BLOCK)
+        grad_real = x_real
+        if LIMITED:
+            # A real query may see no key here, and its gradient may then be NaN.
+            grad_real = x_real & (lse_log2 < float("inf"))
+        grad_out = rows_of(
             select_head(x.grad_out, batch, head),
             x.grad_out.stride_time,
             start,
-            x_real,
+            grad_real,
             VALUE_DIM_Y,
             BLOCK,
             BLOCK_VALUE_DIM,
             True,
         )
-        lse_log2 = load_lse_log2(x.lse, row, start, time_x, BLOCK)
-        delta = load_row_values(x.delta, row, start, time_x, BLOCK)
-        if LIMITED:
-            # A real query may see no key here, and its gradient may then be NaN.
-            grad_out = tl.where((lse_log2 < float("inf"))[:, None], grad_out, 0.0)
         grad_query, gap_sum = query_gradient(
             tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
             tl.zeros([BLOCK], tl.float32),

@@ -38,9 +38,10 @@ FORWARD: tuple[Configuration, ...] = (
     # float32 is three products a product: small tiles. 64 rows spill 40 bytes on 10.0 and 12.0.
     Configuration(dim=64, bits=32, block=32, tile=16, warps=4, stages=1, capability=100),
     Configuration(dim=64, bits=32, block=64, tile=16, warps=4, stages=1),
-    Configuration(dim=128, bits=32, block=16, tile=16, warps=4, stages=1),
-    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1, spilled=88),
+    # Wider heads are read in pieces, see `products`. Where a block is as large as its tile, several
+    # warps form the same scores.
+    Configuration(dim=128, bits=32, block=64, tile=16, warps=4, stages=1),
+    Configuration(dim=256, bits=32, block=16, tile=32, warps=4, stages=1),
 )
 BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2),
@@ -50,10 +51,9 @@ BACKWARD: tuple[Configuration, ...] = (
     # 32 rows spill 8 bytes on 12.0.
     Configuration(dim=64, bits=32, block=16, tile=16, warps=4, stages=1, capability=120),
     Configuration(dim=64, bits=32, block=32, tile=16, warps=8, stages=1),
-    # The smallest tiles there are: on 12.0 they spill 8 bytes.
-    Configuration(dim=128, bits=32, block=16, tile=16, warps=8, stages=1, spilled=8),
-    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1, spilled=264),
+    # Read in pieces, too; 8 warps share the accumulators of 256 columns.
+    Configuration(dim=128, bits=32, block=32, tile=16, warps=4, stages=1),
+    Configuration(dim=256, bits=32, block=16, tile=32, warps=8, stages=1),
 )
 # Summaries are few: one for each chunk of tokens.
 SUMMARY_TILE = 16

@@ -26,7 +26,7 @@ from ..triton_backend.tiles import (
     load_lse_log2,
     load_real,
     load_row_values,
-    load_tile,
+    rows_of,
     select_head,
     store_row_values,
     store_tile,
@@ -134,7 +134,7 @@ def chunked_forward(
     queries = start + tl.arange(0, BLOCK)
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM)
-    query = load_tile(
+    query = rows_of(
         select_head(q, batch, head),
         q.stride_time,
         start,
@@ -144,9 +144,7 @@ def chunked_forward(
         BLOCK_HEAD_DIM,
         True,
     )
-    if NEGATIVE:
-        query = -query
-    block = Queries(query, queries, real, None)
+    block = Queries(query, queries, None, NEGATIVE)
     first, last = token_window(queries, chunking, time, CAUSAL)
     span = window_span(first, last, queries < time, time, steps.mask is not None, TILE)
     row_max, row_sum, acc = attend(
@@ -382,7 +380,7 @@ def _query_block(
     queries = start + tl.arange(0, BLOCK)
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
-    query = load_tile(
+    query = rows_of(
         select_head(q, batch, head),
         q.stride_time,
         start,
@@ -392,7 +390,7 @@ def _query_block(
         BLOCK_HEAD_DIM,
         True,
     )
-    grad_out = load_tile(
+    grad_out = rows_of(
         select_head(gradients.grad_out, batch, head),
         gradients.grad_out.stride_time,
         start,
@@ -523,7 +521,7 @@ def _token_block(
     keys = start + tl.arange(0, BLOCK)
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
-    key = load_tile(
+    key = rows_of(
         select_head(k, batch, head),
         k.stride_time,
         start,
@@ -533,7 +531,7 @@ def _token_block(
         BLOCK_HEAD_DIM,
         True,
     )
-    value = load_tile(
+    value = rows_of(
         select_head(v, batch, head),
         v.stride_time,
         start,
@@ -628,7 +626,7 @@ def _summary_block(
     chunks_of = start + tl.arange(0, BLOCK)
     real = load_real(summaries.steps, batch, start, summaries.chunks, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
-    key = load_tile(
+    key = rows_of(
         select_head(summaries.key, batch, head),
         summaries.key.stride_time,
         start,
@@ -638,7 +636,7 @@ def _summary_block(
         BLOCK_HEAD_DIM,
         True,
     )
-    value = load_tile(
+    value = rows_of(
         select_head(summaries.value, batch, head),
         summaries.value.stride_time,
         start,

@@ -86,19 +86,12 @@ SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
     # float32 is three products a product: small tiles, and many warps to share them.
     Configuration(dim=64, bits=32, block=16, tile=16, warps=8, stages=1),
-    # The smallest tiles there are: they spill 72 bytes on 9.0 and 48 on 12.0, with 16 warps more.
-    Configuration(dim=128, bits=32, block=16, tile=16, warps=8, stages=1, spilled=72),
-    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
-    Configuration(
-        dim=256,
-        bits=32,
-        block=16,
-        tile=16,
-        warps=8,
-        stages=1,
-        spilled=536,
-        shared_memory=115_712,
-    ),
+    # Wider heads are read in pieces, see `products`. 16 rows spill 48 bytes on 8.6, 32 rows 8 bytes
+    # on 9.0.
+    Configuration(dim=128, bits=32, block=32, tile=16, warps=4, stages=1, below=90),
+    Configuration(dim=128, bits=32, block=16, tile=32, warps=4, stages=1),
+    # 4 warps spill 104 bytes on 8.0 and 304 on 9.0.
+    Configuration(dim=256, bits=32, block=16, tile=32, warps=8, stages=1),
 )
 
 

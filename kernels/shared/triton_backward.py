@@ -17,6 +17,8 @@ from ..triton_backend.delta import row_delta
 from ..triton_backend.directions import tile_count, tile_start, whole_span
 from ..triton_backend.tiles import (
     LOG2_E,
+    Rows,
+    add_products,
     keep_mask,
     load_lse_log2,
     load_real,
@@ -24,6 +26,8 @@ from ..triton_backend.tiles import (
     load_tile,
     load_times,
     out_of_reach,
+    products,
+    rows_of,
     runtime_matrix,
     runtime_steps,
     select_head,
@@ -210,7 +214,7 @@ def _split_block(
     rows = start_x + tl.arange(0, BLOCK)
     x_real = load_real(x.steps, batch, start_x, time_x, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM), then (BLOCK, BLOCK_VALUE_DIM)
-    x_key = load_tile(
+    x_key = rows_of(
         select_head(x.key, batch, head),
         x.key.stride_time,
         start_x,
@@ -220,7 +224,7 @@ def _split_block(
         BLOCK_HEAD_DIM,
         True,
     )
-    x_value = load_tile(
+    x_value = rows_of(
         select_head(x.value, batch, head),
         x.value.stride_time,
         start_x,
@@ -230,22 +234,24 @@ def _split_block(
         BLOCK_VALUE_DIM,
         True,
     )
-    x_grad = load_tile(
+    x_lse = load_lse_log2(x.lse, row, start_x, time_x, BLOCK)
+    x_grad_real = x_real
+    if LIMITED:
+        # A real query may see no key here, and its gradient may then be NaN.
+        x_grad_real = x_real & (x_lse < float("inf"))
+    x_grad = rows_of(
         select_head(x.grad_out, batch, head),
         x.grad_out.stride_time,
         start_x,
-        x_real,
+        x_grad_real,
         VALUE_DIM_Y,
         BLOCK,
         BLOCK_VALUE_DIM,
         True,
     )
-    x_lse = load_lse_log2(x.lse, row, start_x, time_x, BLOCK)
     x_delta = load_row_values(x.delta, row, start_x, time_x, BLOCK)
     if TIMED:
         x_times = load_times(x.steps, batch, start_x, x_real, BLOCK)
-    if LIMITED:
-        x_grad = tl.where((x_lse < float("inf"))[:, None], x_grad, 0.0)
     y_key_pointer = select_head(y.key, batch, head)
     y_value_pointer = select_head(y.value, batch, head)
     y_grad_pointer = select_head(y.grad_out, batch, head)
@@ -267,7 +273,7 @@ def _split_block(
                     reached = not out_of_reach(x_times, x_real, y_times, y_real, scoring.max_gap)
             if reached:
                 # (TILE, BLOCK_HEAD_DIM)
-                y_key = load_tile(
+                y_key = rows_of(
                     y_key_pointer,
                     y.key.stride_time,
                     start,
@@ -280,7 +286,9 @@ def _split_block(
                 y_lse = load_lse_log2(y.lse, row, start, time_y, TILE)
                 y_delta = load_row_values(y.delta, row, start, time_y, TILE)
                 # (BLOCK, TILE)
-                scores = tl.dot(x_key, tl.trans(y_key), input_precision=PRECISION)
+                scores = products(
+                    x_key, y_key, HEAD_DIM, BLOCK, TILE, BLOCK_HEAD_DIM, EDGE, PRECISION
+                )
                 scores = scores * scoring.scale_log2
                 if TIMED:
                     gap = tl.abs(x_times[:, None] - y_times[None, :])
@@ -293,7 +301,7 @@ def _split_block(
                 x_weights = tl.math.exp2(scores - x_lse[:, None])
                 y_weights = tl.math.exp2(scores - y_lse[None, :])
                 # (TILE, BLOCK_VALUE_DIM), each loaded when it is needed: registers are scarce
-                y_value = load_tile(
+                y_value = rows_of(
                     y_value_pointer,
                     y.value.stride_time,
                     start,
@@ -303,20 +311,32 @@ def _split_block(
                     BLOCK_VALUE_DIM,
                     EDGE,
                 )
-                grad_x_weights = tl.dot(x_grad, tl.trans(y_value), input_precision=PRECISION)
-                y_grad = load_tile(
+                grad_x_weights = products(
+                    x_grad, y_value, VALUE_DIM_Y, BLOCK, TILE, BLOCK_VALUE_DIM, EDGE, PRECISION
+                )
+                y_grad_real = y_real
+                if LIMITED:
+                    y_grad_real = y_real & (y_lse < float("inf"))
+                y_grad = rows_of(
                     y_grad_pointer,
                     y.grad_out.stride_time,
                     start,
-                    y_real,
+                    y_grad_real,
                     VALUE_DIM_X,
                     TILE,
                     BLOCK_VALUE_DIM,
-                    EDGE,
+                    EDGE or LIMITED,
                 )
-                if LIMITED:
-                    y_grad = tl.where((y_lse < float("inf"))[:, None], y_grad, 0.0)
-                grad_y_weights = tl.dot(x_value, tl.trans(y_grad), input_precision=PRECISION)
+                grad_y_weights = products(
+                    x_value,
+                    y_grad,
+                    VALUE_DIM_X,
+                    BLOCK,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE or LIMITED,
+                    PRECISION,
+                )
                 kept = y_weights
                 if scoring.seed is not None:
                     x_keep = keep_mask(scoring, row, rows, start, stream, BLOCK, TILE)
@@ -326,15 +346,22 @@ def _split_block(
                     grad_x_weights = tl.where(x_keep, grad_x_weights * scoring.keep_scale, 0.0)
                     grad_y_weights = tl.where(y_keep, grad_y_weights * scoring.keep_scale, 0.0)
                     kept = tl.where(y_keep, y_weights * scoring.keep_scale, 0.0)
-                grad_value = tl.dot(
-                    kept.to(y_grad.dtype), y_grad, grad_value, input_precision=PRECISION
+                grad_value = add_products(
+                    grad_value,
+                    kept,
+                    y_grad,
+                    VALUE_DIM_X,
+                    TILE,
+                    BLOCK_VALUE_DIM,
+                    EDGE or LIMITED,
+                    PRECISION,
                 )
                 grad_scores = x_weights * (grad_x_weights - x_delta[:, None])
                 grad_scores += y_weights * (grad_y_weights - y_delta[None, :])
                 if TIMED and gap_sum is not None:
                     gaps += tl.sum(grad_scores * gap, 1)
-                grad_key = tl.dot(
-                    grad_scores.to(y_key.dtype), y_key, grad_key, input_precision=PRECISION
+                grad_key = add_products(
+                    grad_key, grad_scores, y_key, HEAD_DIM, TILE, BLOCK_HEAD_DIM, EDGE, PRECISION
                 )
     grad_key = tl.where(x_real[:, None], grad_key * scale, 0.0)
     grad_value = tl.where(x_real[:, None], grad_value, 0.0)
@@ -438,7 +465,7 @@ def shared_once_backward(
         0,
         y_real,
         time_y,
-        y_grad,
+        Rows(None, None, 0, y_real, y_grad),
         VALUE_DIM_X,
         BLOCK_Y,
         BLOCK_VALUE_DIM,
@@ -484,7 +511,7 @@ def shared_once_backward(
             start,
             x_real,
             time_x,
-            x_grad,
+            Rows(None, None, start, x_real, x_grad),
             VALUE_DIM_Y,
             BLOCK_X,
             BLOCK_VALUE_DIM,

@@ -25,8 +25,6 @@ from ..backends import Backend, register_backend, set_unavailable
 from ..registration import OperatorDefinition, define
 
 NAMESPACE = "mmer_triton"
-# Those with 100 KiB of shared memory for a processor.
-_LITTLE_SHARED_MEMORY = ((8, 6), (8, 7), (8, 9), (12, 0), (12, 1))
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Package of each operator inside of mmer.kernels.
 _PACKAGES = {
@@ -75,12 +73,6 @@ def refuse(definition: OperatorDefinition, tensors: Sequence[Tensor], options: A
         if capability < (8, 0):
             found = ".".join(map(str, capability))
             return f"it needs CUDA capability 8.0 or later, this GPU has {found}"
-        widest = max(x.shape[-1] for x in tensors)
-        if first.dtype == torch.float32 and widest > 128 and capability in _LITTLE_SHARED_MEMORY:
-            return (
-                "float32 heads wider than 128 need more shared memory than this GPU has, "
-                f"got {widest}"
-            )
     return None
 
 

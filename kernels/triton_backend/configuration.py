@@ -1,8 +1,8 @@
 """Tile sizes, warps and stages: what a row of a kernel's table says.
 
-The first row that fits a call is taken; nothing is tuned at run time. ``spilled`` and
-``shared_memory`` are the budgets that the row was chosen within; tests compile every row for every
-target and hold it to them.
+The first row that fits a call is taken; nothing is tuned at run time. ``shared_memory`` is the
+budget that the row was chosen within; tests compile every row for every target, hold it to that and
+let it spill nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ class Configuration:
             in shared memory, so that rows for it may have larger tiles.
         registers: how many a thread may use; None leaves it to ptxas, which may spill a little so
             that one more program fits on a processor.
-        spilled: largest number of bytes a thread may spill; 0 wherever a tile was found that keeps
-            everything in registers.
         shared_memory: largest number of bytes of shared memory a program may use.
     """
 
@@ -47,7 +45,6 @@ class Configuration:
     capability: int = 80
     below: int = 1000
     registers: int | None = None
-    spilled: int = 0
     shared_memory: int = 101_376
 
 

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tiles import load_real, load_row_values, load_tile, select_head, store_row_values
+from .tiles import (
+    load_real,
+    load_row_values,
+    products,
+    rows_of,
+    select_head,
+    store_row_values,
+)
 
 
 class DeltaSide(NamedTuple):
@@ -40,9 +47,9 @@ def row_delta(
 
     The sums are the diagonal of a product, formed as the gradient of the weights is: where a query
     sees one key, whose value is its output, the two agree to the last bit and the score's gradient
-    is 0, as it should be; float32 heads wider than 128 do without.
+    is 0, as it should be.
     """
-    out = load_tile(
+    out = rows_of(
         select_head(side.out, batch, head),
         side.out.stride_time,
         start,
@@ -53,15 +60,8 @@ def row_delta(
         True,
     )
     rows = tl.arange(0, BLOCK)
-    if BLOCK_DIM > 128 and out.dtype == tl.float32:
-        # Three products of so many dimensions do not fit into registers. The selection keeps the
-        # product out of a fused multiply-add with a neighbour's, which would round it differently
-        # in different lanes.
-        product = tl.where(real[:, None], out * grad_out, 0.0)
-        delta = tl.sum(product, 1)
-    else:
-        products = tl.dot(grad_out, tl.trans(out), input_precision=PRECISION)
-        delta = tl.sum(tl.where(rows[:, None] == rows[None, :], products, 0.0), 1)
+    all_products = products(grad_out, out, DIM, BLOCK, BLOCK, BLOCK_DIM, True, PRECISION)
+    delta = tl.sum(tl.where(rows[:, None] == rows[None, :], all_products, 0.0), 1)
     if side.grad_lse is not None:
         delta -= load_row_values(side.grad_lse, row, start, time, BLOCK)
     steps = start + rows
@@ -114,7 +114,7 @@ def _delta_block(
     batch = row // heads
     head = row % heads
     real = load_real(side.steps, batch, start, time, BLOCK)
-    grad_out = load_tile(
+    grad_out = rows_of(
         select_head(side.grad_out, batch, head),
         side.grad_out.stride_time,
         start,

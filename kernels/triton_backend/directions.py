@@ -16,16 +16,18 @@ import triton.language as tl
 from .tiles import (
     LOG2_E,
     LOWEST,
+    add_products,
     first_half,
     keep_mask,
     load_lse_log2,
     load_real,
     load_row_values,
-    load_tile,
     load_times,
     out_of_reach,
     partial_sums,
+    products,
     real_range,
+    rows_of,
 )
 
 
@@ -96,12 +98,15 @@ def in_window(span, rows):
 
 
 class Queries(NamedTuple):
-    """A block of queries: its tile, the numbers of its steps, which are real, and when."""
+    """A block of queries: its rows, the numbers of its steps, and when they are.
 
-    tile: Any
+    ``negative`` tells the sign of the scale.
+    """
+
+    rows: Any
     steps: Any
-    real: Any
     times: Any
+    negative: Any
 
 
 class Keys(NamedTuple):
@@ -233,14 +238,25 @@ def _attend_tiles(
             times = load_times(keys.steps, batch, start, real, BLOCK_KEYS)
             if LIMITED:
                 reached = not out_of_reach(
-                    queries.times, queries.real, times, real, scoring.max_gap
+                    queries.times, queries.rows.real, times, real, scoring.max_gap
                 )
         if reached:
             # (BLOCK_KEYS, BLOCK_HEAD_DIM)
-            k = load_tile(
+            k = rows_of(
                 keys.key, keys.key_stride, start, real, HEAD_DIM, BLOCK_KEYS, BLOCK_HEAD_DIM, EDGE
             )
-            scores = tl.dot(queries.tile, tl.trans(k), input_precision=PRECISION)
+            scores = products(
+                queries.rows,
+                k,
+                HEAD_DIM,
+                BLOCK_QUERIES,
+                BLOCK_KEYS,
+                BLOCK_HEAD_DIM,
+                EDGE,
+                PRECISION,
+            )
+            if queries.negative:
+                scores = -scores
             scale = scoring.scale_log2
             if BIASED:
                 scores = scores * scale
@@ -259,7 +275,7 @@ def _attend_tiles(
                     visible = visible & in_window(span, steps)
                 scores = tl.where(visible, scores, float("-inf"))
             # (BLOCK_KEYS, BLOCK_VALUE_DIM)
-            v = load_tile(
+            v = rows_of(
                 keys.value,
                 keys.value_stride,
                 start,
@@ -293,7 +309,9 @@ def _attend_tiles(
                     scoring, row, queries.steps, start, stream, BLOCK_QUERIES, BLOCK_KEYS
                 )
                 weights = tl.where(keep, weights, 0.0)
-            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+            acc = add_products(
+                acc, weights, v, VALUE_DIM, BLOCK_KEYS, BLOCK_VALUE_DIM, EDGE, PRECISION
+            )
     return row_max, row_sum, acc
 
 
@@ -352,10 +370,10 @@ def query_gradient(
                     )
             if reached:
                 # (BLOCK_KEYS, BLOCK_HEAD_DIM) and (BLOCK_KEYS, BLOCK_VALUE_DIM)
-                k = load_tile(
+                k = rows_of(
                     key, key_stride, start, key_real, HEAD_DIM, BLOCK_KEYS, BLOCK_HEAD_DIM, EDGE
                 )
-                v = load_tile(
+                v = rows_of(
                     value,
                     value_stride,
                     start,
@@ -365,7 +383,9 @@ def query_gradient(
                     BLOCK_VALUE_DIM,
                     EDGE,
                 )
-                scores = tl.dot(query, tl.trans(k), input_precision=PRECISION)
+                scores = products(
+                    query, k, HEAD_DIM, BLOCK_QUERIES, BLOCK_KEYS, BLOCK_HEAD_DIM, EDGE, PRECISION
+                )
                 scores = scores * scoring.scale_log2
                 if TIMED:
                     gap = tl.abs(query_times[:, None] - key_times[None, :])
@@ -381,7 +401,16 @@ def query_gradient(
                         visible = visible & in_window(span, keys)
                     scores = tl.where(visible, scores, float("-inf"))
                 weights = tl.math.exp2(scores - lse_log2[:, None])
-                grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+                grad_weights = products(
+                    grad_out,
+                    v,
+                    VALUE_DIM,
+                    BLOCK_QUERIES,
+                    BLOCK_KEYS,
+                    BLOCK_VALUE_DIM,
+                    EDGE,
+                    PRECISION,
+                )
                 if scoring.seed is not None:
                     keep = keep_mask(
                         scoring, row, queries, start, stream, BLOCK_QUERIES, BLOCK_KEYS
@@ -390,8 +419,15 @@ def query_gradient(
                 grad_scores = weights * (grad_weights - delta[:, None])
                 if TIMED and scoring.decay is not None:
                     gap_sum += tl.sum(grad_scores * gap, 1)
-                grad_query = tl.dot(
-                    grad_scores.to(k.dtype), k, grad_query, input_precision=PRECISION
+                grad_query = add_products(
+                    grad_query,
+                    grad_scores,
+                    k,
+                    HEAD_DIM,
+                    BLOCK_KEYS,
+                    BLOCK_HEAD_DIM,
+                    EDGE,
+                    PRECISION,
                 )
     return grad_query, gap_sum
 
@@ -452,7 +488,7 @@ def key_value_gradient(
                     )
             if reached:
                 # (BLOCK_QUERIES, BLOCK_HEAD_DIM) and (BLOCK_QUERIES, BLOCK_VALUE_DIM)
-                q = load_tile(
+                q = rows_of(
                     query,
                     query_stride,
                     start,
@@ -462,23 +498,26 @@ def key_value_gradient(
                     BLOCK_HEAD_DIM,
                     EDGE,
                 )
-                grad = load_tile(
+                lse_log2 = load_lse_log2(lse, row, start, query_time, BLOCK_QUERIES)
+                correction = load_row_values(delta, row, start, query_time, BLOCK_QUERIES)
+                grad_real = query_real
+                if LIMITED:
+                    # A real query may see no key here, and its gradient may then be NaN.
+                    grad_real = query_real & (lse_log2 < float("inf"))
+                grad = rows_of(
                     grad_out,
                     grad_out_stride,
                     start,
-                    query_real,
+                    grad_real,
                     VALUE_DIM,
                     BLOCK_QUERIES,
                     BLOCK_VALUE_DIM,
-                    EDGE,
+                    EDGE or LIMITED,
                 )
-                lse_log2 = load_lse_log2(lse, row, start, query_time, BLOCK_QUERIES)
-                correction = load_row_values(delta, row, start, query_time, BLOCK_QUERIES)
-                if LIMITED:
-                    # A real query may see no key here, and its gradient may then be NaN.
-                    grad = tl.where((lse_log2 < float("inf"))[:, None], grad, 0.0)
                 # (BLOCK_KEYS, BLOCK_QUERIES)
-                scores = tl.dot(key, tl.trans(q), input_precision=PRECISION)
+                scores = products(
+                    key, q, HEAD_DIM, BLOCK_KEYS, BLOCK_QUERIES, BLOCK_HEAD_DIM, EDGE, PRECISION
+                )
                 scores = scores * scoring.scale_log2
                 if TIMED:
                     gap = tl.abs(key_times[:, None] - query_times[None, :])
@@ -491,7 +530,16 @@ def key_value_gradient(
                 if EDGE and span.first is not None:
                     scores = tl.where(in_window(span, queries), scores, float("-inf"))
                 weights = tl.math.exp2(scores - lse_log2[None, :])
-                grad_weights = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+                grad_weights = products(
+                    value,
+                    grad,
+                    VALUE_DIM,
+                    BLOCK_KEYS,
+                    BLOCK_QUERIES,
+                    BLOCK_VALUE_DIM,
+                    EDGE or LIMITED,
+                    PRECISION,
+                )
                 kept = weights
                 if scoring.seed is not None:
                     keep = tl.trans(
@@ -501,9 +549,25 @@ def key_value_gradient(
                     )
                     kept = tl.where(keep, weights * scoring.keep_scale, 0.0)
                     grad_weights = tl.where(keep, grad_weights * scoring.keep_scale, 0.0)
-                grad_value = tl.dot(
-                    kept.to(grad.dtype), grad, grad_value, input_precision=PRECISION
+                grad_value = add_products(
+                    grad_value,
+                    kept,
+                    grad,
+                    VALUE_DIM,
+                    BLOCK_QUERIES,
+                    BLOCK_VALUE_DIM,
+                    EDGE or LIMITED,
+                    PRECISION,
                 )
                 grad_scores = weights * (grad_weights - correction[None, :])
-                grad_key = tl.dot(grad_scores.to(q.dtype), q, grad_key, input_precision=PRECISION)
+                grad_key = add_products(
+                    grad_key,
+                    grad_scores,
+                    q,
+                    HEAD_DIM,
+                    BLOCK_QUERIES,
+                    BLOCK_HEAD_DIM,
+                    EDGE,
+                    PRECISION,
+                )
     return grad_key, grad_value

@@ -17,8 +17,8 @@ from .tiles import (
     LOWEST,
     finish_rows,
     load_real,
-    load_tile,
     load_times,
+    rows_of,
     runtime_matrix,
     runtime_steps,
     select_head,
@@ -200,7 +200,7 @@ def attend_block(
     if x.steps.times is not None:
         query_times = load_times(x.steps, batch, start, query_real, BLOCK_QUERIES)
     # (BLOCK_QUERIES, BLOCK_HEAD_DIM)
-    query = load_tile(
+    query = rows_of(
         select_head(x.query, batch, head),
         x.query.stride_time,
         start,
@@ -210,10 +210,8 @@ def attend_block(
         BLOCK_HEAD_DIM,
         True,
     )
-    if NEGATIVE:
-        query = -query
     steps = start + tl.arange(0, BLOCK_QUERIES)
-    queries = Queries(query, steps, query_real, query_times)
+    queries = Queries(query, steps, query_times, NEGATIVE)
     keys = Keys(
         select_head(y.key, batch, head),
         y.key.stride_time,

@@ -51,15 +51,15 @@ FORWARD: tuple[Configuration, ...] = (
     # float32 is three products a product: small tiles. 64 rows spill 16 bytes on 12.0.
     Configuration(dim=64, bits=32, block=32, tile=16, warps=4, stages=1, capability=120),
     Configuration(dim=64, bits=32, block=64, tile=16, warps=4, stages=1),
-    Configuration(dim=128, bits=32, block=32, tile=16, warps=8, stages=1),
-    # Not even 16 rows of 256 dimensions fit: of 4, 8 and 16 warps, 8 spill least.
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1, spilled=24),
+    # Wider heads are read in pieces, see `products`. Where a block is as large as its tile, several
+    # warps form the same scores.
+    Configuration(dim=128, bits=32, block=64, tile=16, warps=4, stages=1),
+    Configuration(dim=256, bits=32, block=16, tile=32, warps=4, stages=1),
 )
 # Reads, and takes the diagonal of a product: small blocks, whose product is small.
 DELTA: tuple[Configuration, ...] = (
     Configuration(dim=256, bits=16, block=32, tile=32, warps=4, stages=1),
-    Configuration(dim=64, bits=32, block=32, tile=32, warps=4, stages=1),
-    Configuration(dim=256, bits=32, block=16, tile=16, warps=8, stages=1),
+    Configuration(dim=256, bits=32, block=32, tile=32, warps=4, stages=1),
 )
 
 

@@ -19,6 +19,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 # Below every score, and finite: the difference of two of them is 0, not NaN.
 LOWEST = tl.constexpr(-1.0e30)
+# Products of wider heads in float32 are formed in pieces of so many columns, see `products`.
+_WHOLE = 64
+_PIECE = tl.constexpr(32)
 # NVIDIA's instruction for logarithms is one against 24; AMD and the interpreter have the library's.
 _FAST_LOG2 = tl.constexpr(torch.version.hip is None and os.environ.get("TRITON_INTERPRET") != "1")
 
@@ -48,6 +51,20 @@ class Steps(NamedTuple):
     times: Any
     times_stride_batch: Any
     times_stride_time: Any
+
+
+class Rows(NamedTuple):
+    """Rows of one head from ``start`` on, and which of them are real, (block,).
+
+    ``tile`` is None where the operand of a product would not fit into registers: it is read in
+    pieces then, see `products`.
+    """
+
+    pointer: Any
+    stride_time: Any
+    start: Any
+    real: Any
+    tile: Any
 
 
 class Scoring(NamedTuple):
@@ -124,7 +141,128 @@ def load_tile(
     MASKED: tl.constexpr,
 ):
     """Rows from ``start`` on, (BLOCK, BLOCK_DIM); 0 where not real, whatever memory holds."""
-    pointers, columns = _tile_pointers(pointer, stride_time, start, BLOCK, BLOCK_DIM)
+    pointers, columns = _tile_pointers(pointer, stride_time, start, 0, BLOCK, BLOCK_DIM)
+    return _load(pointers, columns, real, DIM, BLOCK_DIM, MASKED)
+
+
+@triton.jit
+def rows_of(
+    pointer,
+    stride_time,
+    start,
+    real,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Rows from ``start`` on; their tile with them unless products read them in pieces."""
+    tile = None
+    if not _in_pieces(pointer, BLOCK_DIM):
+        tile = load_tile(pointer, stride_time, start, real, DIM, BLOCK, BLOCK_DIM, MASKED)
+    return Rows(pointer, stride_time, start, real, tile)
+
+
+@triton.jit
+def products(
+    x,
+    y,
+    DIM: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of each row of x with each of y, (BLOCK_X, BLOCK_Y).
+
+    All rows of y are real where not MASKED. A warp's operands are whole rows, of float32 two
+    numbers for one: heads that are too wide are read in pieces. Theirs stays a loop, or the pieces
+    of the resident rows would be loaded once and kept.
+    """
+    if x.tile is not None:
+        total = tl.dot(x.tile, tl.trans(y.tile), input_precision=PRECISION)
+    else:
+        total = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
+        for first in range(0, BLOCK_DIM, _PIECE):
+            piece_x = _load_piece(x, first, DIM, BLOCK_X, BLOCK_DIM, True)
+            piece_y = _load_piece(y, first, DIM, BLOCK_Y, BLOCK_DIM, MASKED)
+            total = tl.dot(piece_x, tl.trans(piece_y), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def add_products(
+    total,
+    weights,
+    rows,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add the product of weights, (any, BLOCK), with rows, (BLOCK, BLOCK_DIM).
+
+    Where rows have no tile, half of them are read at a time.
+    """
+    if rows.tile is not None:
+        total = tl.dot(weights.to(rows.tile.dtype), rows.tile, total, input_precision=PRECISION)
+    elif BLOCK == 16:
+        total = _add_tile(
+            total, weights, rows, rows.start, rows.real, DIM, BLOCK, BLOCK_DIM, MASKED, PRECISION
+        )
+    else:
+        HALF: tl.constexpr = BLOCK // 2
+        # (any, HALF) twice, then (HALF,) twice
+        halves = tl.permute(tl.reshape(weights, [weights.shape[0], 2, HALF]), (0, 2, 1))
+        first, last = tl.split(halves)
+        first_real, last_real = tl.split(tl.trans(tl.reshape(rows.real, [2, HALF])))
+        total = _add_tile(
+            total, first, rows, rows.start, first_real, DIM, HALF, BLOCK_DIM, MASKED, PRECISION
+        )
+        total = _add_tile(
+            total, last, rows, rows.start + HALF, last_real, DIM, HALF, BLOCK_DIM, MASKED, PRECISION
+        )
+    return total
+
+
+@triton.jit
+def _add_tile(
+    total,
+    weights,
+    rows,
+    start,
+    real,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = load_tile(rows.pointer, rows.stride_time, start, real, DIM, BLOCK, BLOCK_DIM, MASKED)
+    return tl.dot(weights, tile, total, input_precision=PRECISION)
+
+
+@triton.jit
+def _load_piece(
+    rows,
+    first,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    pointers, columns = _tile_pointers(
+        rows.pointer, rows.stride_time, rows.start, first, BLOCK, _PIECE
+    )
+    return _load(pointers, columns, rows.real, DIM, BLOCK_DIM, MASKED)
+
+
+@triton.jit
+def _load(
+    pointers, columns, real, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, MASKED: tl.constexpr
+):
     if MASKED and DIM < BLOCK_DIM:
         return tl.load(pointers, mask=real[:, None] & (columns < DIM)[None, :], other=0.0)
     if MASKED:
@@ -132,6 +270,11 @@ def load_tile(
     if DIM < BLOCK_DIM:
         return tl.load(pointers, mask=(columns < DIM)[None, :], other=0.0)
     return tl.load(pointers)
+
+
+@triton.constexpr_function
+def _in_pieces(pointer, block_dim):
+    return pointer.dtype.element_ty == tl.float32 and block_dim > _WHOLE
 
 
 @triton.jit
@@ -146,7 +289,7 @@ def store_tile(
     BLOCK_DIM: tl.constexpr,
 ):
     """Write the rows of ``tile`` that lie inside of the time."""
-    pointers, columns = _tile_pointers(pointer, stride_time, start, BLOCK, BLOCK_DIM)
+    pointers, columns = _tile_pointers(pointer, stride_time, start, 0, BLOCK, BLOCK_DIM)
     inside = (start + tl.arange(0, BLOCK) < time)[:, None]
     if DIM < BLOCK_DIM:
         inside = inside & (columns < DIM)[None, :]
@@ -154,8 +297,10 @@ def store_tile(
 
 
 @triton.jit
-def _tile_pointers(pointer, stride_time, start, BLOCK: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    columns = tl.arange(0, BLOCK_DIM)
+def _tile_pointers(
+    pointer, stride_time, start, first_column, BLOCK: tl.constexpr, COLUMNS: tl.constexpr
+):
+    columns = first_column + tl.arange(0, COLUMNS)
     # Inside of a tile 32 bits are enough, see `readable`; they save a register a pointer.
     rows = tl.arange(0, BLOCK) * tl.cast(stride_time, tl.int32)
     first = pointer + tl.cast(start, tl.int64) * stride_time

@@ -141,7 +141,23 @@ PAIRS: dict[str, dict[str, Any]] = {
         "dropout_seed": 5,
     },
 }
+# Wider than what products of float32 take whole, and no multiple of what they take at a time.
+PAIRS["wide"] = {
+    "batch": 1,
+    "heads": 1,
+    "time_a": 33,
+    "time_b": 50,
+    "head_dim": 136,
+    "value_dim": 72,
+    "masks": True,
+    "times": True,
+    "dropout_p": 0.3,
+    "dropout_seed": 5,
+    "scale": -0.1,
+}
+PAIRS["widest"] = {"batch": 1, "heads": 1, "time_a": 50, "time_b": 40, "head_dim": 256}
 QUICK_PAIRS = {
+    ("shared", "wide", "float32", 80),
     ("shared", "masks", "bfloat16", 80),
     ("shared", "long", "bfloat16", 90),
     ("shared", "everything", "float16", 120),
@@ -207,7 +223,13 @@ CHUNKS: dict[str, dict[str, Any]] = {
     "masks and summaries": {"masked": True, "summarised": True, "chunk_size": 16, "lookahead": 1},
     "dropout": {"chunk_size": 64, "dropout_p": 0.3, "dropout_seed": 5, "summarised": True},
 }
-QUICK_CHUNKS = {("masks and summaries", "bfloat16", 80), ("causal", "float16", 90)}
+# Wider than what products of float32 take whole.
+CHUNKS["wide"] = {"masked": True, "summarised": True, "chunk_size": 16, "head_dim": 136}
+QUICK_CHUNKS = {
+    ("wide", "float32", 90),
+    ("masks and summaries", "bfloat16", 80),
+    ("causal", "float16", 90),
+}
 
 
 @pytest.mark.parametrize(
@@ -228,9 +250,10 @@ QUICK_CHUNKS = {("masks and summaries", "bfloat16", 80), ("causal", "float16", 9
 def test_chunks(variant: str, dtype: str, capability: int) -> None:
     options = dict(CHUNKS[variant])
     time = 97
+    head_dim = options.pop("head_dim", 16)
     q, k, v = (
         random_tensor(1, 2, time, dim, dtype=DTYPES[dtype], seed=n)
-        for n, dim in enumerate((16, 16, 8))
+        for n, dim in enumerate((head_dim, head_dim, head_dim // 2))
     )
     if options.pop("masked", False):
         options["mask"] = padding(1, time, 4)

@@ -28,8 +28,6 @@ CASES = [
     for dtype in ("float32", "float16", "bfloat16")
     for head_dim in (64, 128, 256)
     for capability in TARGETS
-    # What the backend refuses: there is too little shared memory for it.
-    if not (dtype == "float32" and head_dim == 256 and capability in (86, 89, 120))
 ]
 
 
@@ -48,7 +46,7 @@ def test_rows_keep_their_budgets(
         for launch in plan.launches:
             report = examine(launch.compile(target).kernel, capability)
             row = launch.configuration
-            assert report.spilled <= row.spilled, f"{launch.name} {row}: {report}"
+            assert report.spilled == 0, f"{launch.name} {row}: {report}"
             assert report.registers <= (row.registers or 255)
             assert report.shared_memory <= row.shared_memory
             assert report.programs >= 1

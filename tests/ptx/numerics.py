@@ -213,23 +213,25 @@ def _funnel_count(count: Array, wrap: bool) -> Array:
 
 def extract_unsigned(a: Array, position: Array, length: Array) -> Array:
     """bfe: ``length`` bits from ``position`` on; both are taken modulo 256."""
-    position, length = _field(position), _field(length)
-    keep = (np.uint64(1) << np.minimum(length, np.uint64(32))) - np.uint64(1)
-    return ((a.astype(np.uint64) >> np.minimum(position, np.uint64(63))) & keep).astype(np.uint32)
+    return ((a.astype(np.uint64) >> _field(position)) & _ones(_field(length))).astype(a.dtype)
 
 
 def extract_signed(a: Array, position: Array, length: Array) -> Array:
-    """bfe.s32: as `extract_unsigned`, filled up with the sign of the field (or of the word)."""
+    """bfe.s32, bfe.s64: the same, filled up with the sign of the field (or of the word)."""
     position, length = _field(position), _field(length)
-    top = np.minimum(position + np.maximum(length, np.uint64(1)) - np.uint64(1), np.uint64(31))
-    bits = a.view(np.uint32).astype(np.uint64)
-    sign = ((bits >> top) & np.uint64(1)) * (length > 0)
-    bits = bits | (sign * np.uint64(0xFFFFFFFF) << np.uint64(32))
-    length = np.minimum(length, np.uint64(32))
-    keep = (np.uint64(1) << length) - np.uint64(1)
-    field = (bits >> np.minimum(position, np.uint64(32))) & keep
-    field = field | (sign * np.uint64(0xFFFFFFFF) << length)
-    return (field & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)
+    width = np.uint64(8 * a.dtype.itemsize)
+    one = np.uint64(1)
+    bits = a.astype(np.int64).view(np.uint64)
+    top = np.minimum(position + np.maximum(length, one) - one, width - one)
+    sign = ((bits >> top) & one) * (length > 0)
+    keep = _ones(np.minimum(length, width - np.minimum(position, width)))
+    field = ((bits >> position) & keep) | (_ones(sign * np.uint64(64)) & ~keep)
+    return field.view(np.int64).astype(a.dtype)
+
+
+def _ones(length: Array) -> Array:
+    """Words of 64 bits, the lower ``length`` of them set."""
+    return (np.uint64(1) << length) - np.uint64(1)
 
 
 def insert_bits(a: Array, b: Array, position: Array, length: Array) -> Array:

@@ -230,15 +230,16 @@ def _funnel(form: Form, low: int, high: int, count: int) -> int:
 
 def _extract(form: Form, a: int, position: int, length: int) -> int:
     position, length = position & 255, length & 255
-    signed = form.opcode.endswith("s32")
+    kind = form.opcode.split(".")[-1]
+    width = int(kind[1:])
     if length == 0:
         return 0
-    word = a & 0xFFFFFFFF
-    top = min(position + length - 1, 31)
-    sign = word >> top & 1 if signed else 0
+    word = a & (1 << width) - 1
+    top = min(position + length - 1, width - 1)
+    sign = word >> top & 1 if kind[0] == "s" else 0
     result = 0
-    for place in range(32):
-        inside = place < length and position + place <= 31
+    for place in range(width):
+        inside = place < length and position + place < width
         result |= (word >> (position + place) & 1 if inside else sign) << place
     return result
 

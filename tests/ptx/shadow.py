@@ -269,13 +269,7 @@ class SharedShadow:
         verb: str,
         unchanged: NDArray[np.bool_] | None,
     ) -> None:
-        reads = self.read_clock[granules]
-        unordered = (reads > self.clocks.known[warps][:, None, :]).any(axis=-1)
-        own_reads = reads[np.arange(len(lanes))[:, None], np.arange(granules.shape[1]),
-                          self.clocks.place[warps][:, None]]  # fmt: skip
-        reader = self.reader[granules]
-        beside = (own_reads == own[:, None]) & (reader != lanes[:, None]) & (reader != _WHOLE_WARP)
-        bad = unordered | beside
+        bad = self._is_unordered(self.read_clock, self.reader, granules, lanes, warps, own)
         if unchanged is not None:
             bad &= ~unchanged
         if bad.any():
@@ -292,14 +286,31 @@ class SharedShadow:
     ) -> None:
         if not self.any_updates:
             return
-        updates = self.update_clock[granules]
-        racing = (updates > self.clocks.known[warps][:, None, :]).any(axis=-1)
-        own_updates = updates[np.arange(len(lanes))[:, None], np.arange(granules.shape[1]),
-                              self.clocks.place[warps][:, None]]  # fmt: skip
-        racing |= (own_updates == own[:, None]) & (self.updater[granules] != lanes[:, None])
+        racing = self._is_unordered(self.update_clock, self.updater, granules, lanes, warps, own)
         if racing.any():
             other = "another thread's atomic operation"
             self._report("race", granules, lanes, racing, here, verb, other)
+
+    def _is_unordered(
+        self,
+        clock: NDArray[np.int32],
+        last: NDArray[np.int32],
+        granules: NDArray[Any],
+        lanes: Lanes,
+        warps: NDArray[Any],
+        own: NDArray[np.int32],
+    ) -> NDArray[np.bool_]:
+        """Where ``lanes`` follow accesses of other warps, or of other lanes, without a barrier.
+
+        ``clock`` holds each warp's last access to each granule, ``last`` the lane of the latest.
+        """
+        times = clock[granules]
+        unordered: NDArray[np.bool_] = (times > self.clocks.known[warps][:, None, :]).any(axis=-1)
+        own_times = times[np.arange(len(lanes))[:, None], np.arange(granules.shape[1]),
+                          self.clocks.place[warps][:, None]]  # fmt: skip
+        lane = last[granules]
+        beside = (own_times == own[:, None]) & (lane != lanes[:, None]) & (lane != _WHOLE_WARP)
+        return unordered | beside
 
     def _report(
         self,
