@@ -289,7 +289,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
       set_zero(out_rmem[m]);
       row_sum[m][0] = row_sum[m][1] = 0.0f;
     }
-    const float scale = kept(problem.scale);
+    const float scale = problem.scale;
     // Where a lane stores what it has of P.
     const auto weights_place = [&](int m) -> uint32_t {
 #if __CUDA_ARCH__ >= 900
@@ -303,12 +303,11 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
     for (int m = 0; m < column_groups; ++m) weights_places[m] = kept(weights_place(m));
     // Where it stores the sum of the strip's column that is left to it.
     const bool upper = lane & 16, odd = lane & 8, holds_sum = !(lane & 4);
-    const uint32_t first_sum_place =
-        kept(Smem.column_parts +
-             4u * (row_warp * parts_stride + strip_column(column_group, upper, odd)));
+    const uint32_t sum_place =
+        kept(Smem.column_parts + 4u * (row_warp * parts_stride + strip_column(0, upper, odd)));
     for (int number = 0; number < tile_count; ++number) {
       const uint32_t b_address = base + Smem.b + number % 2 * Smem.tile_bytes;
-      const uint32_t hides_columns = kept(uint32_t{!column_visible.whole(number * tile + tile)});
+      const bool hides_columns = !column_visible.whole(number * tile + tile);
       int strips_left = strip_count(number) - column_group;
       load_tile(number + 1);
       cp_async_commit();
@@ -317,13 +316,12 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
       uint32_t score_address = b_address + column_group * strip_bytes + score_place;
       uint32_t value_address =
           b_address + Smem.value_b - Smem.b + column_group * strip_bytes + value_place;
-      uint32_t sum_place = first_sum_place, strip_offset = column_group * 32;
+      uint32_t strip_offset = column_group * 32;
 #pragma unroll 1
       for (; strips_left > 0; strips_left -= column_groups) {
         score_address = kept(score_address);
         value_address = kept(value_address);
         strip_offset = kept(strip_offset);
-        sum_place = kept(sum_place);
         float scores_rmem[row_tiles][2][4];
         multiply_strip(scores_rmem, score_address);
         float summand[4];  // of the exponents of this thread's columns
@@ -384,7 +382,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
                         shuffle_xor(upper ? column_sum[1] : column_sum[3], 16);
         float sum = (odd ? odd_sum : even_sum) + shuffle_xor(odd ? even_sum : odd_sum, 8);
         sum += shuffle_xor(sum, 4);
-        if (holds_sum) *reinterpret_cast<float*>(smem + sum_place) = sum;
+        if (holds_sum) *reinterpret_cast<float*>(smem + sum_place + 2 * strip_offset) = sum;
         // out_a (16 row_tiles, columns) += P (16 row_tiles, 16) v_b (16, columns)
 #pragma unroll
         for (int n = 0; n < columns / 16; ++n) {
@@ -399,7 +397,6 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
         score_address += column_groups * strip_bytes;
         value_address += column_groups * strip_bytes;
         strip_offset += column_groups * 32;
-        sum_place += column_groups * 64;
       }
       __syncthreads();
 

@@ -80,17 +80,12 @@ struct RowLoader {
 
   const Bits* row_gmem;
   int64_t time_stride;
-  uint32_t first_place;  // where the thread's first piece stands in a tile
-  int first_count;       // elements of that piece
   int dim;
   bool aligned;
 
   MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
-      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride +
-                 first_piece() * piece_elements),
+      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride),
         time_stride(source.time_stride),
-        first_place(kept(RowTile{0}.piece(first_row(), first_piece()))),
-        first_count(count_of(source.dim, first_piece())),
         dim(source.dim),
         aligned(source.aligned) {}
 
@@ -108,8 +103,8 @@ struct RowLoader {
 #pragma unroll
     for (int turn = 0; turn < pieces; turn += threads) {
       const int piece = turn + first_piece();
-      const int count = turn == 0 ? first_count : count_of(dim, piece);
-      const Bits* source_gmem = row_gmem + first * time_stride + turn * piece_elements;
+      const int count = count_of(dim, piece);
+      const Bits* source_gmem = row_gmem + first * time_stride + piece * piece_elements;
       if (aligned && whole) {
         each_row<rows>(tile_smem, piece, [&](int, uint32_t target) {
           cp_async(target, source_gmem, count * Element::bytes);
@@ -142,10 +137,11 @@ struct RowLoader {
       second.load<rows>(RowTile{tile_smem.address + distance}, first, whole, visible);
       return;
     }
-    const Bits* source_gmem = loader.row_gmem + first * loader.time_stride;
-    const Bits* second_gmem = second.row_gmem + first * second.time_stride;
-    const int bytes = loader.first_count * Element::bytes;
-    const int second_bytes = second.first_count * Element::bytes;
+    const int piece = first_piece();
+    const Bits* source_gmem = loader.row_gmem + first * loader.time_stride + piece * piece_elements;
+    const Bits* second_gmem = second.row_gmem + first * second.time_stride + piece * piece_elements;
+    const int bytes = count_of(loader.dim, piece) * Element::bytes;
+    const int second_bytes = count_of(second.dim, piece) * Element::bytes;
     const auto copy = [&](uint32_t target, bool wanted) {
       cp_async(target, source_gmem, wanted ? bytes : 0);
       cp_async<distance>(target, second_gmem, wanted ? second_bytes : 0);
@@ -153,10 +149,9 @@ struct RowLoader {
       second_gmem += row_step * second.time_stride;
     };
     if (whole) {
-      loader.each_row<rows>(tile_smem, first_piece(),
-                            [&](int, uint32_t target) { copy(target, true); });
+      loader.each_row<rows>(tile_smem, piece, [&](int, uint32_t target) { copy(target, true); });
     } else {
-      loader.each_row<rows>(tile_smem, first_piece(),
+      loader.each_row<rows>(tile_smem, piece,
                             [&](int row, uint32_t target) { copy(target, visible(first + row)); });
     }
   }
@@ -165,13 +160,14 @@ struct RowLoader {
   // Calls act(row, where its piece stands).
   template <int rows, class Do>
   MMER_DEVICE void each_row(RowTile tile_smem, int piece, const Do& act) const {
-    const uint32_t first = tile_smem.address + first_place;
+    const uint32_t first = tile_smem.piece(first_row(), piece);
 #pragma unroll
     for (int begin = 0; begin < rows; begin += row_step) {
       const int row = begin + first_row();
       if (rows % row_step != 0 && row >= rows) break;
-      // Where no row's order of pieces differs, nothing has to be worked out anew.
-      constexpr bool steady = row_step % RowTile::period == 0 && pieces <= threads;
+      // Where all of a thread's rows have the same order of pieces, nothing is worked out anew; not
+      // with 128 columns, which have no register to spare for it.
+      constexpr bool steady = row_step % RowTile::period == 0 && pieces <= 8;
       act(row, steady ? first + begin * RowTile::row_bytes : tile_smem.piece(row, piece));
     }
   }
@@ -238,6 +234,7 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
   __syncwarp();
   constexpr int piece_elements = RowTile::piece_elements, pieces = columns / piece_elements;
   constexpr int lanes_a_row = pieces < 32 ? pieces : 32, rows_a_turn = 32 / lanes_a_row;
+  constexpr int turns = tile_columns >= 128 ? 1 : 16 / rows_a_turn;  // unrolled
   const int row = lane / lanes_a_row, rows_left = time - first;
 #pragma unroll
   for (int part = 0; part < pieces; part += 32) {
@@ -247,7 +244,7 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
     const uint32_t piece_smem = staging_smem.element(tile_row + row, column);
     Bits* piece_gmem = const_cast<Bits*>(head_rows<Bits>(target, batch, head)) +
                        (first + row) * target.time_stride + column;
-#pragma unroll
+#pragma unroll turns
     for (int below = 0; below < 16; below += rows_a_turn) {
       if (row + below >= rows_left) break;
       const uint32_t source = RowTile::below(piece_smem, below);
