@@ -83,9 +83,15 @@ OTHER_KERNELS: dict[str, list[str]] = {"portable": []}
 CUDA_ELEMENTS = ("float32", "float16", "bfloat16")
 CUDA_KERNELS = [
     (f"csrc/cuda/{name}.cu", element)
-    for name in ("owner_backward", "directed_forward", "shared_forward", "small_kernels")
+    for name in (
+        "owner_backward",
+        "directed_forward",
+        "shared_forward",
+        "once_backward",
+        "small_kernels",
+    )
     for element in CUDA_ELEMENTS
-    if (name, element) != ("shared_forward", "float32")
+    if element != "float32" or name not in ("shared_forward", "once_backward")
 ]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 OLDEST_ARCHITECTURE = 80

@@ -106,26 +106,29 @@ void bind_plans(py::module_& module) {
       });
   module.def(
       "plan_cuda_forward",
-      [](const PairCall& call, int multiprocessors, int64_t shared_bytes) {
-        return plan_forward(call, DeviceLimits{multiprocessors, shared_bytes});
+      [](const PairCall& call, int multiprocessors, int64_t shared_bytes,
+         const PythonAllocate& allocate) {
+        return plan_forward(call, DeviceLimits{multiprocessors, shared_bytes},
+                            allocate_with(allocate));
       },
-      py::arg("call"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+      py::arg("call"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("allocate"),
       R"(Return the launches of a call's forward pass on a GPU with so many multiprocessors, and so
-many bytes of shared memory a block.)");
+many bytes of shared memory a block. allocate(bytes) returns an address.)");
   module.def(
       "plan_cuda_forward",
       [](const ChunkedCall& call, const PythonAllocate& allocate) {
         return plan_forward(call, allocate_with(allocate));
       },
-      py::arg("call"), py::arg("allocate"),
-      R"(The same for chunked attention. allocate(bytes) returns an address.)");
+      py::arg("call"), py::arg("allocate"), R"(The same for chunked attention.)");
   module.def(
       "plan_cuda_backward",
-      [](const PairCall& call, const PythonAllocate& allocate) {
-        return plan_backward(call, allocate_with(allocate));
+      [](const PairCall& call, int multiprocessors, int64_t shared_bytes,
+         const PythonAllocate& allocate) {
+        return plan_backward(call, DeviceLimits{multiprocessors, shared_bytes},
+                             allocate_with(allocate));
       },
-      py::arg("call"), py::arg("allocate"),
-      R"(Return the launches of a call's backward pass. allocate(bytes) returns an address.)");
+      py::arg("call"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("allocate"),
+      R"(The same for its backward pass.)");
   module.def("plan_cuda_backward", [](const ChunkedCall& call, const PythonAllocate& allocate) {
     return plan_backward(call, allocate_with(allocate));
   });

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <cstdint>
+
 namespace mmer::cuda {
 
 constexpr int warp_rows = 16;  // of one mma instruction
@@ -63,12 +65,15 @@ constexpr int gradient_columns(int columns, int element_bytes, bool extras) {
   return columns < most ? columns : most;
 }
 
-// Shared cross-attention, S once. A warp owns 16 `row_tiles` rows of the scores; for the products
-// with their transpose the block's warps split the columns, and then the value dimension.
+// Shared cross-attention, S once. A warp owns 16 `row_tiles` rows of the scores, or shares them
+// with a second one that has every other strip of columns (`column_groups`). For the products with
+// their transpose the block's warps split the columns, and then the value dimension.
 struct SharedConfig {
   int warps;
   int row_tiles;
-  constexpr int rows() const { return warps * row_tiles * warp_rows; }
+  int column_groups;
+  constexpr int row_warps() const { return warps / column_groups; }
+  constexpr int rows() const { return row_warps() * row_tiles * warp_rows; }
   constexpr int threads() const { return warps * 32; }
   // Columns of a tile: 16 for each warp, or for each two where the value dimension can be halved.
   constexpr int tile(int columns) const {
@@ -76,22 +81,101 @@ struct SharedConfig {
   }
 };
 
-// The classes of the shorter sequence. 320 rows, as windows of 300 frames need, take ten warps two
-// row tiles each; with 128 columns there are no registers for a second one.
-constexpr SharedConfig shared_config(int rows) {
-  if (rows <= 64) return {4, 1};
-  if (rows <= 128) return {8, 1};
-  return {10, 2};
+// The classes of rows that a block takes of the shorter sequence. A warp's 32 or 48 rows share what
+// is read of b. Two groups of columns keep four warps busy with 64 rows, and eight with 128. More
+// take eight warps, two for each quarter of a multiprocessor, as more would have too few registers:
+// 168, of which 300 rows in ten warps left some over. With 128 columns there are none for a second
+// row tile.
+constexpr int shared_row_classes[] = {64, 128, 384};
+
+constexpr SharedConfig shared_config(int rows, int columns) {
+  if (columns == 128) return {8, 1, 1};
+  if (rows <= 64) return {4, 2, 2};
+  if (rows <= 128) return {8, 2, 2};
+  return {8, 3, 1};
 }
 
-// The class of a call, 0 if there is none.
-constexpr int shared_row_class(int rows, int columns) {
-  if (columns > 128 || rows > (columns == 128 ? 128 : 320)) return 0;
-  if (rows <= 64 && columns <= 64) return 64;
-  return rows <= 128 ? 128 : 320;
+constexpr int most_row_groups = 4;
+
+constexpr bool has_shared_class(int rows, int columns) {
+  if (columns == 128) return rows == 128;
+  return columns < 128;
 }
+
+// Where everything stands in the shared memory of such a block, in bytes; 2 bytes an element.
+struct SharedSmem {
+  int tile, tile_bytes, row_bytes, parts_stride;
+  int value_a = 0;
+  int weights;        // first a, then P: eight rows in different banks
+  int b;              // two stages
+  int value_b;        // two stages
+  int column_parts;   // (row_warps, parts_stride) floats
+  int row_bias;       // as many floats as rows
+  int row_reference;  // the same
+  int row_parts;      // the same for each of two groups of columns
+  int warp_parts;     // a float each
+  int column_bias;    // as many floats as columns, twice
+
+  constexpr SharedSmem(int row_class, int columns)
+      : tile(shared_config(row_class, columns).tile(columns)),
+        tile_bytes(tile * columns * 2),
+        row_bytes(columns * 2 > tile * 2 + 16 ? columns * 2 : tile * 2 + 16),
+        parts_stride(tile + 16),
+        weights(shared_config(row_class, columns).rows() * columns * 2),
+        b(weights + shared_config(row_class, columns).rows() * row_bytes),
+        value_b(b + 2 * tile_bytes),
+        column_parts(value_b + 2 * tile_bytes),
+        row_bias(column_parts + shared_config(row_class, columns).row_warps() * parts_stride * 4),
+        row_reference(row_bias + shared_config(row_class, columns).rows() * 4),
+        row_parts(row_reference + shared_config(row_class, columns).rows() * 4),
+        warp_parts(row_parts + (shared_config(row_class, columns).column_groups == 2) * 2 *
+                                   shared_config(row_class, columns).rows() * 4),
+        column_bias(warp_parts + shared_config(row_class, columns).warps * 4) {}
+
+  // A bias and an exact reference of each column.
+  constexpr int64_t bytes(int64_t column_count) const {
+    return column_bias + 2 * 4 * ((column_count + tile - 1) / tile * tile);
+  }
+};
+
+// The same for the backward pass: four warps, 16 rows each, as the gradients of a and of its values
+// stay in registers, and tiles of 32 columns for as much of S and of both gradients of P.
+constexpr int once_backward_rows = 64, once_backward_tile = 32, once_backward_threads = 128;
+constexpr int most_once_backward_columns = 64;
+
+struct OnceSmem {
+  int tile_bytes, stage_bytes;
+  int a = 0;
+  int value_a;
+  int grad_out_a;
+  int stages;          // two, of b, v_b and dO_b
+  int weights_stride;  // bytes: eight rows in different banks
+  int weights_bytes;
+  int weights;  // P_a, then dS
+  int bias;     // as many floats as columns of two tiles, as all that follow
+  int lse;
+  int correction;
+  int bytes;
+
+  constexpr explicit OnceSmem(int columns)
+      : tile_bytes(once_backward_tile * columns * 2),
+        stage_bytes(3 * tile_bytes),
+        value_a(once_backward_rows * columns * 2),
+        grad_out_a(2 * value_a),
+        stages(3 * value_a),
+        weights_stride(once_backward_tile * 2 + 16),
+        weights_bytes(once_backward_rows * weights_stride),
+        weights(stages + 2 * stage_bytes),
+        bias(weights + 2 * weights_bytes),
+        lse(bias + 2 * 4 * once_backward_tile),
+        correction(lse + 2 * 4 * once_backward_tile),
+        bytes(correction + 2 * 4 * once_backward_tile) {}
+};
 
 constexpr int small_kernel_threads = 128;
-constexpr int row_state_lanes = 8;  // for each row
+// The small kernels that take rows: lanes for each row, and rows of a block. Few lanes, as what a
+// row costs beside its elements is more than these.
+constexpr int row_lanes = 4;
+constexpr int block_rows = small_kernel_threads / row_lanes;
 
 }  // namespace mmer::cuda

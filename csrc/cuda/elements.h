@@ -15,9 +15,16 @@ struct HalfElement {
   static constexpr int depth = 16;
 
   static MMER_DEVICE Bits round(float value) { return static_cast<Bits>(Half::pack(value, 0.0f)); }
-  static MMER_DEVICE void store_pair(uint32_t address, float low, float high) {
-    store_shared(address, Half::pack(low, high));
+  // 16 bytes of elements.
+  static MMER_DEVICE uint4 piece(const float (&values)[8]) {
+    return make_uint4(Half::pack(values[0], values[1]), Half::pack(values[2], values[3]),
+                      Half::pack(values[4], values[5]), Half::pack(values[6], values[7]));
   }
+  template <int offset = 0>
+  static MMER_DEVICE void store_pair(uint32_t address, float low, float high) {
+    store_shared<offset>(address, Half::pack(low, high));
+  }
+  static MMER_DEVICE Bits load(uint32_t address) { return load_shared_half(address); }
   // a (16, depth) from the columns [step * depth, (step + 1) * depth) of an accumulator.
   template <int count>
   static MMER_DEVICE void left_operand(uint32_t (&a)[4], const float (&accumulator)[count][4],
@@ -81,9 +88,15 @@ struct float32 {
 
   static MMER_DEVICE Bits round(float value) { return __float_as_uint(value); }
   static MMER_DEVICE float unpack(Bits bits) { return __uint_as_float(bits); }
-  static MMER_DEVICE void store_pair(uint32_t address, float low, float high) {
-    store_shared(address, make_float2(low, high));
+  static MMER_DEVICE uint4 piece(const float (&values)[4]) {
+    return make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]),
+                      __float_as_uint(values[2]), __float_as_uint(values[3]));
   }
+  template <int offset = 0>
+  static MMER_DEVICE void store_pair(uint32_t address, float low, float high) {
+    store_shared<offset>(address, make_float2(low, high));
+  }
+  static MMER_DEVICE Bits load(uint32_t address) { return load_shared_word(address); }
   // Contracted in the order of the accumulator: elements t and t + 4 of an operand are its columns
   // 2 t and 2 t + 1, so that a thread has what it needs.
   template <int count>

@@ -13,9 +13,10 @@ MMER_DEVICE uint32_t shared_address(const void* pointer) {
 }
 
 // Copies the first `bytes` of 16 and sets the rest to zero.
+template <int offset = 0>
 MMER_DEVICE void cp_async(uint32_t target, const void* source, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0+%3], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(bytes), "n"(offset)
                : "memory");
 }
 
@@ -58,12 +59,15 @@ MMER_DEVICE void stmatrix(uint32_t address, const uint32_t (&fragment)[4]) {
                : "memory");
 }
 
+template <int offset>
 MMER_DEVICE void store_shared(uint32_t address, uint32_t word) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+  asm volatile("st.shared.b32 [%0+%2], %1;" ::"r"(address), "r"(word), "n"(offset) : "memory");
 }
 
+template <int offset>
 MMER_DEVICE void store_shared(uint32_t address, float2 pair) {
-  asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(address), "f"(pair.x), "f"(pair.y)
+  asm volatile("st.shared.v2.f32 [%0+%3], {%1,%2};" ::"r"(address), "f"(pair.x), "f"(pair.y),
+               "n"(offset)
                : "memory");
 }
 
@@ -77,6 +81,12 @@ MMER_DEVICE uint32_t load_shared_word(uint32_t address) {
   uint32_t word;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
   return word;
+}
+
+MMER_DEVICE uint16_t load_shared_half(uint32_t address) {
+  uint16_t half;
+  asm volatile("ld.shared.b16 %0, [%1];" : "=h"(half) : "r"(address) : "memory");
+  return half;
 }
 
 MMER_DEVICE uint4 load_shared(uint32_t address) {
@@ -107,9 +117,25 @@ MMER_DEVICE float log2_fast(float x) {
   return y;
 }
 
+// Keeps what a loop needs in a register: the compiler would compute it again in every pass.
+MMER_DEVICE uint32_t kept(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+MMER_DEVICE float kept(float value) {
+  asm volatile("" : "+f"(value));
+  return value;
+}
+
 template <class Value>
 MMER_DEVICE Value shuffle_xor(Value value, int lanes) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
+}
+
+// What `lane` has.
+MMER_DEVICE float shuffle(float value, int lane) {
+  return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
 
 MMER_DEVICE bool any_lane(bool condition) {

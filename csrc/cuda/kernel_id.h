@@ -16,8 +16,10 @@ enum class KernelRole {
   query_backward,
   key_backward,
   shared_backward,
+  once_backward,
   row_state,
   chunk_counts,
+  merge_groups,
   batch_sum,
   decay_sum,
 };
@@ -27,7 +29,7 @@ struct KernelId {
   Element element;
   int columns;  // class of the head dimension; 0 for the small kernels, which have none
   bool extras;
-  int rows = 0;  // class of the shorter sequence of shared_forward; 0 for all others
+  int rows = 0;  // class of the shorter sequence where S is computed once; 0 for all others
 };
 
 }  // namespace mmer::cuda

@@ -16,23 +16,27 @@ MMER_DECLARE(float16)
 MMER_DECLARE(bfloat16)
 MMER_DECLARE(float32)
 #undef MMER_DECLARE
+// Of two bytes an element only.
 const void* find_shared_forward_float16(const KernelId& id);
 const void* find_shared_forward_bfloat16(const KernelId& id);
+const void* find_once_backward_float16(const KernelId& id);
+const void* find_once_backward_bfloat16(const KernelId& id);
 
 namespace {
 
 using Find = const void* (*)(const KernelId&);
 
 struct Finders {
-  Find directed_forward, owner_backward, small_kernels, shared_forward;
+  Find directed_forward, owner_backward, small_kernels, shared_forward, once_backward;
 };
 
 const Finders& finders_of(Element element) {
 #define MMER_FINDERS(element) \
   find_directed_forward_##element, find_owner_backward_##element, find_small_kernels_##element
-  static const Finders finders[] = {{MMER_FINDERS(float16), find_shared_forward_float16},
-                                    {MMER_FINDERS(bfloat16), find_shared_forward_bfloat16},
-                                    {MMER_FINDERS(float32), nullptr}};
+  static const Finders finders[] = {
+      {MMER_FINDERS(float16), find_shared_forward_float16, find_once_backward_float16},
+      {MMER_FINDERS(bfloat16), find_shared_forward_bfloat16, find_once_backward_bfloat16},
+      {MMER_FINDERS(float32), nullptr, nullptr}};
 #undef MMER_FINDERS
   return finders[static_cast<int>(element)];
 }
@@ -44,6 +48,8 @@ const void* find_kernel(const KernelId& kernel) {
       return finders.directed_forward(kernel);
     case KernelRole::shared_forward:
       return finders.shared_forward ? finders.shared_forward(kernel) : nullptr;
+    case KernelRole::once_backward:
+      return finders.once_backward ? finders.once_backward(kernel) : nullptr;
     case KernelRole::query_backward:
     case KernelRole::key_backward:
     case KernelRole::shared_backward:

@@ -155,7 +155,7 @@ FourTensors pair_forward(const Sequence& a, const Sequence& b, const PairOptions
   call.a.lse = view(lse_a);
   call.b.lse = view(lse_b);
   const Launcher launcher(first);
-  launcher.run(plan_forward(call, mmer::cuda::device_limits()));
+  launcher.run(plan_forward(call, mmer::cuda::device_limits(), launcher.allocate()));
   return {out_a, out_b, lse_a, lse_b};
 }
 
@@ -222,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> shared_cross_attention_backwa
   call.b.grad_value = view(grad_v_b);
   const Tensor grad_decay = new_decay_gradient(call, decay, qk_a);
   Launcher launcher(qk_a);
-  launcher.run(plan_backward(call, launcher.allocate()));
+  launcher.run(plan_backward(call, mmer::cuda::device_limits(), launcher.allocate()));
   return {grad_qk_a, grad_qk_b, grad_v_a, grad_v_b, grad_decay};
 }
 
@@ -250,7 +250,7 @@ bidirectional_cross_attention_backward(Tensor grad_out_a, Tensor grad_out_b, May
   call.b.grad_value = view(grad_v_b);
   const Tensor grad_decay = new_decay_gradient(call, decay, q_a);
   Launcher launcher(q_a);
-  launcher.run(plan_backward(call, launcher.allocate()));
+  launcher.run(plan_backward(call, mmer::cuda::device_limits(), launcher.allocate()));
   return {grad_q_a, grad_k_a, grad_v_a, grad_q_b, grad_k_b, grad_v_b, grad_decay};
 }
 

@@ -104,6 +104,14 @@ Plan small_plan(KernelRole role, Element element, int64_t warps, const Problem& 
                    small_kernel_threads, 0, problem);
 }
 
+// Of so many rows of each head.
+template <class Problem>
+Plan row_plan(KernelRole role, Element element, const Shape& shape, int64_t rows,
+              const Problem& problem) {
+  return make_plan({role, element, 0, false, 0}, shape.batch_heads() * tiles_of(rows, block_rows),
+                   small_kernel_threads, 0, problem);
+}
+
 // Bytes of shared memory of the forward kernel: queries, two stages of keys and values, and of
 // the keys' biases and times, and one flag of each tile where max_gap may skip it.
 int64_t forward_shared_bytes(const Shape& shape, int64_t flags) {
@@ -177,26 +185,56 @@ Shape shape_of(const PairCall& call) {
   return shape;
 }
 
-int64_t shared_forward_shared_bytes(int row_class, int columns, int64_t time) {
-  const SharedConfig config = shared_config(row_class);
-  const int64_t tile = config.tile(columns), rows = config.rows(), row_bytes = columns * 2;
-  const int64_t weights_bytes = std::max(row_bytes, tile * 2 + 16);
-  const int64_t parts = config.warps * (tile + 16) + 2 * rows + config.warps;
-  // A bias and an exact reference of each column.
-  const int64_t column_floats = 2 * tiles_of(time, tile) * tile;
-  return rows * (row_bytes + weights_bytes) + 4 * tile * row_bytes + 4 * (parts + column_floats);
-}
+// S once, or once for each direction? By executed instructions and bytes of two calls
+// (benchmarks.cuda_counters):
+//
+//   shorter side         form                        why
+//   up to 384 rows       S once, a block a head      0.5 to 0.65 of the instructions; every tensor
+//   is
+//                                                    read and written once
+//   up to four groups    S once, a block for each    the columns' tensors are read by each group,
+//   of rows              group, then merge_groups    and their outputs pass through parts in
+//   float32:
+//                                                    the bytes stay below 0.5 for two groups of 256
+//   longer               both directions in one      parts in proportion to the groups, and a
+//   column
+//                        launch, directed_forward    more of them to be merged
+//   few heads            directed_forward            a block a head or group would leave more than
+//                                                    half of the multiprocessors idle
+//   times, dropout       directed_forward            extras are compiled for it alone
+//   float32, more than   directed_forward            no room for P beside the tiles, or no
+//   registers 128 columns                                      for the sums of both sides
+//
+// A class whose tiles do not fit into a block's shared memory (8.6, 8.9, 12.0: 99 KiB) is left for
+// a smaller one and more groups.
+struct OnceForm {
+  int groups;  // 0: S once is not for this call
+  int rows_a_group;
+  int row_class;
+};
 
-// One block owns a head, so few heads would leave the GPU idle: then both directions are tiled.
-// An infinitesimal scale could not hide rows (hidden_row).
-bool computes_scores_once(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
+OnceForm once_form(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
   const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
   const int64_t rows = std::min(times[0], times[1]), columns = std::max(times[0], times[1]);
-  if (!call.shared || shape.extras || rows == 0) return false;
-  if (call.options.element == Element::float32 || std::abs(call.options.scale) < 1e-6) return false;
-  const int row_class = rows <= 320 ? shared_row_class(static_cast<int>(rows), shape.columns) : 0;
-  if (row_class == 0 || 2 * shape.batch_heads() < device.multiprocessors) return false;
-  return shared_forward_shared_bytes(row_class, shape.columns, columns) <= device.shared_bytes;
+  if (!call.shared || shape.extras || rows == 0 || columns > longest) return {};
+  // An infinitesimal scale could not hide rows (hidden_row).
+  if (call.options.element == Element::float32 || std::abs(call.options.scale) < 1e-6) return {};
+  OnceForm form{};
+  for (int row_class : shared_row_classes) {
+    if (!has_shared_class(row_class, shape.columns)) continue;
+    const SharedSmem smem(row_class, shape.columns);
+    if (smem.bytes(columns) > device.shared_bytes) continue;
+    const int64_t groups = tiles_of(rows, row_class);
+    if (groups > most_row_groups || 2 * shape.batch_heads() * groups < device.multiprocessors) {
+      continue;
+    }
+    // Whole warps: what they would leave idle costs as much as what they do.
+    const int64_t step = shared_config(row_class, shape.columns).row_tiles * warp_rows;
+    const int64_t rows_a_group = tiles_of(tiles_of(rows, groups), step) * step;
+    form = {static_cast<int>(groups), static_cast<int>(rows_a_group), row_class};
+    if (groups == 1) break;
+  }
+  return form;
 }
 
 SharedSide shared_side(const SequenceView& sequence, const Shape& shape) {
@@ -205,7 +243,8 @@ SharedSide shared_side(const SequenceView& sequence, const Shape& shape) {
           static_cast<float*>(sequence.lse.data), position(sequence.query.shape[2])};
 }
 
-Plan shared_forward_plan(const PairCall& call, const Shape& shape) {
+std::vector<Plan> shared_forward_plans(const PairCall& call, const Shape& shape,
+                                       const OnceForm& form, const Allocate& allocate) {
   const bool a_is_shorter = call.a.query.shape[2] <= call.b.query.shape[2];
   SharedForwardProblem problem{};
   problem.rows = shared_side(a_is_shorter ? call.a : call.b, shape);
@@ -213,11 +252,32 @@ Plan shared_forward_plan(const PairCall& call, const Shape& shape) {
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
   problem.scale = static_cast<float>(call.options.scale * log2_of_e);
-  const int row_class = shared_row_class(problem.rows.time, shape.columns);
-  return make_plan(
-      {KernelRole::shared_forward, call.options.element, shape.columns, false, row_class},
-      shape.batch_heads(), shared_config(row_class).threads(),
-      shared_forward_shared_bytes(row_class, shape.columns, problem.columns.time), problem);
+  problem.row_groups = form.groups;
+  problem.rows_a_group = form.rows_a_group;
+  const SharedSide column_side = problem.columns;
+  const int64_t columns = shape.batch_heads() * column_side.time;
+  if (form.groups > 1) {
+    const auto floats = [&](int64_t count) {
+      return static_cast<float*>(allocate(form.groups * count * sizeof(float)));
+    };
+    problem.parts = floats(columns * shape.columns);
+    problem.part_lse = floats(columns);
+    problem.columns.out = {};
+    problem.columns.lse = nullptr;
+  }
+  const SharedSmem smem(form.row_class, shape.columns);
+  std::vector<Plan> plans{make_plan(
+      {KernelRole::shared_forward, call.options.element, shape.columns, false, form.row_class},
+      shape.batch_heads() * form.groups, shared_config(form.row_class, shape.columns).threads(),
+      smem.bytes(column_side.time), problem)};
+  if (form.groups > 1) {
+    const MergeGroupsProblem merge{problem.parts,    problem.part_lse, column_side.out,
+                                   column_side.lse,  problem.batch,    problem.heads,
+                                   column_side.time, form.groups,      shape.columns};
+    plans.push_back(
+        row_plan(KernelRole::merge_groups, call.options.element, shape, column_side.time, merge));
+  }
+  return plans;
 }
 
 Shape shape_of(const ChunkedCall& call) {
@@ -340,6 +400,39 @@ Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape
                    backward_shared_bytes(role, shape, flags), problem);
 }
 
+// Backward, S once is for a side of up to 64 steps: 0.5 to 0.75 of two calls' instructions. With
+// more rows the gradients of both a and its values do not stay in registers.
+bool computes_once_backward(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
+  const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
+  // An infinitesimal scale could not hide rows (hidden_row).
+  return call.shared && !shape.extras && shape.element_bytes == 2 &&
+         shape.columns <= most_once_backward_columns && std::abs(call.options.scale) >= 1e-6 &&
+         std::min(times[0], times[1]) > 0 && std::min(times[0], times[1]) <= once_backward_rows &&
+         2 * shape.batch_heads() >= device.multiprocessors;
+}
+
+// `owners` holds both sequences, each with the gradients that are its own.
+Plan once_backward_plan(const BackwardProblem& owners, const Shape& shape,
+                        const CallOptions& options) {
+  const bool a_is_shorter = owners.owners[0].own.time <= owners.owners[1].own.time;
+  const Owner& rows = owners.owners[a_is_shorter ? 0 : 1];
+  const Owner& columns = owners.owners[a_is_shorter ? 1 : 0];
+  OnceBackwardProblem problem{};
+  problem.rows = rows.own;
+  problem.columns = columns.own;
+  problem.grad_rows = rows.grad_x;
+  problem.grad_value_rows = rows.grad_value;
+  problem.grad_columns = columns.grad_x;
+  problem.grad_value_columns = columns.grad_value;
+  problem.batch = static_cast<int32_t>(shape.batch);
+  problem.heads = static_cast<int32_t>(shape.heads);
+  problem.scale = static_cast<float>(options.scale * log2_of_e);
+  problem.grad_scale = static_cast<float>(options.scale);
+  return make_plan(
+      {KernelRole::once_backward, options.element, shape.columns, false, once_backward_rows},
+      shape.batch_heads(), once_backward_threads, OnceSmem(shape.columns).bytes, problem);
+}
+
 RowStateProblem::Side state_side(const SequenceView& sequence, int64_t key_time, const Shape& shape,
                                  float* state) {
   return {rows_of(sequence.out, shape),
@@ -355,8 +448,7 @@ Plan state_plan(RowStateProblem& problem, const Shape& shape, Element element) {
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
   const int64_t steps = int64_t{problem.sides[0].time} + problem.sides[1].time;
-  const int64_t warps = tiles_of(steps * shape.batch_heads(), 32 / row_state_lanes);
-  return small_plan(KernelRole::row_state, element, warps, problem);
+  return row_plan(KernelRole::row_state, element, shape, steps, problem);
 }
 
 float* new_state(const SequenceView& sequence, const Shape& shape, const Allocate& allocate) {
@@ -368,8 +460,9 @@ float* new_state(const SequenceView& sequence, const Shape& shape, const Allocat
 
 std::string kernel_name(const KernelId& kernel) {
   static const char* const names[] = {"directed_forward", "shared_forward",  "query_backward",
-                                      "key_backward",     "shared_backward", "row_state",
-                                      "chunk_counts",     "batch_sum",       "decay_sum"};
+                                      "key_backward",     "shared_backward", "once_backward",
+                                      "row_state",        "chunk_counts",    "merge_groups",
+                                      "batch_sum",        "decay_sum"};
   std::string name = std::string("mmer_") + names[static_cast<int>(kernel.role)];
   static const char* const elements[] = {"_float16", "_bfloat16", "_float32"};
   name += elements[static_cast<int>(kernel.element)];
@@ -380,9 +473,11 @@ std::string kernel_name(const KernelId& kernel) {
   return name + "_" + std::to_string(kernel.columns) + (kernel.extras ? "_extras" : "_plain");
 }
 
-std::vector<Plan> plan_forward(const PairCall& call, const DeviceLimits& device) {
+std::vector<Plan> plan_forward(const PairCall& call, const DeviceLimits& device,
+                               const Allocate& allocate) {
   const Shape shape = shape_of(call);
-  if (computes_scores_once(call, shape, device)) return {shared_forward_plan(call, shape)};
+  const OnceForm once = once_form(call, shape, device);
+  if (once.groups > 0) return shared_forward_plans(call, shape, once, allocate);
   ForwardProblem problem{};
   problem.directions[0] = direction_of(call.a, shape);
   problem.directions[1] = direction_of(call.b, shape);
@@ -417,7 +512,8 @@ std::vector<Plan> plan_forward(const ChunkedCall& call, const Allocate& allocate
   return plans;
 }
 
-std::vector<Plan> plan_backward(const PairCall& call, const Allocate& allocate) {
+std::vector<Plan> plan_backward(const PairCall& call, const DeviceLimits& device,
+                                const Allocate& allocate) {
   const Shape shape = shape_of(call);
   const CallOptions& options = call.options;
   const SequenceView* sequences[2] = {&call.a, &call.b};
@@ -473,7 +569,11 @@ std::vector<Plan> plan_backward(const PairCall& call, const Allocate& allocate) 
   if (shape.batch_heads() * (times[0] + times[1]) > 0) {
     const KernelRole role = call.shared ? KernelRole::shared_backward : KernelRole::query_backward;
     plans.push_back(state_plan(states, shape, options.element));
-    plans.push_back(backward_plan(role, as_query, shape, options, flags));
+    if (computes_once_backward(call, shape, device)) {
+      plans.push_back(once_backward_plan(as_query, shape, options));
+    } else {
+      plans.push_back(backward_plan(role, as_query, shape, options, flags));
+    }
     if (!call.shared) {
       plans.push_back(backward_plan(KernelRole::key_backward, as_key, shape, options, flags));
     }

@@ -2,9 +2,11 @@
 // The operators launch exactly these plans, and tests without a GPU execute them.
 //
 // Which kernels serve a call:
-//   shared, short           forward: shared_forward, S once; one block owns a head
+//   shared, short           forward: shared_forward, S once; one block owns a head, or a group of
+//                           its rows: then merge_groups
 //   shared, bidirectional   forward: directed_forward, both directions in one launch
 //   chunked                 forward: directed_forward over the window, then the summaries
+//   shared, a short side    backward: once_backward, S once; one block owns a head
 //   shared                  backward: shared_backward, one similarity for both roles of a row
 //   bidirectional, chunked  backward: query_backward and key_backward
 
@@ -77,9 +79,11 @@ struct DeviceLimits {
 using Allocate = std::function<void*(std::size_t bytes)>;
 
 // Each throws std::invalid_argument for a call that the kernels' 32-bit positions cannot hold.
-std::vector<Plan> plan_forward(const PairCall& call, const DeviceLimits& device);
+std::vector<Plan> plan_forward(const PairCall& call, const DeviceLimits& device,
+                               const Allocate& allocate);
 std::vector<Plan> plan_forward(const ChunkedCall& call, const Allocate& allocate);
-std::vector<Plan> plan_backward(const PairCall& call, const Allocate& allocate);
+std::vector<Plan> plan_backward(const PairCall& call, const DeviceLimits& device,
+                                const Allocate& allocate);
 std::vector<Plan> plan_backward(const ChunkedCall& call, const Allocate& allocate);
 
 }  // namespace mmer::cuda

@@ -75,7 +75,8 @@ struct ForwardProblem {
   Extras extras;
 };
 
-// Shared cross-attention with one similarity for both directions: a block owns a head.
+// Shared cross-attention with one similarity for both directions: a block owns a head, or a group
+// of its rows.
 struct SharedSide {
   Rows x, value, out;
   Steps mask;
@@ -84,10 +85,14 @@ struct SharedSide {
 };
 
 struct SharedForwardProblem {
-  SharedSide rows;     // the shorter sequence: all of it is in the block
+  SharedSide rows;     // the shorter sequence: all of it, or of its group, is in the block
   SharedSide columns;  // read tile by tile
   int32_t batch, heads;
   float scale;  // of the logits, in units of log2
+  int32_t row_groups, rows_a_group;
+  // What each of several groups finds for the columns: output (groups, batch, heads, time, class of
+  // head dimensions) and log-sum-exp in units of log2, without the last. nullptr: one group.
+  float *parts, *part_lse;
 };
 
 // One sequence in the backward pass: as keys it has values, as queries a gradient of its output.
@@ -122,6 +127,16 @@ struct BackwardProblem {
   Extras extras;
 };
 
+// Shared cross-attention with one similarity for both directions: a block owns a head.
+struct OnceBackwardProblem {
+  Side rows;     // the shorter sequence: all of it is in the block
+  Side columns;  // read tile by tile
+  Rows grad_rows, grad_value_rows, grad_columns, grad_value_columns;
+  int32_t batch, heads;
+  float scale;  // of the logits, in units of log2
+  float grad_scale;
+};
+
 // For each query: its log-sum-exp in units of log2, infinite where it sees no key, and
 // rowsum(grad_out * out) - grad_lse.
 struct RowStateProblem {
@@ -140,6 +155,15 @@ struct ChunkCountProblem {
   Steps mask;
   float* log_counts;  // (batch, chunks)
   int32_t batch, time, chunk_size, chunks;
+};
+
+// The columns' outputs of shared_forward, of what its groups of rows found.
+struct MergeGroupsProblem {
+  const float *parts, *part_lse;
+  Rows out;
+  float* lse;  // (batch, heads, time)
+  int32_t batch, heads, time, row_groups;
+  int32_t part_columns;  // of a row of the parts
 };
 
 // The sum over the batch of contiguous float32 gradients.

@@ -7,7 +7,7 @@ namespace mmer::cuda {
 
 // X(columns, row_class, suffix)
 #define MMER_FOR_ROWS(X, columns) \
-  X(columns, 64, rows64) X(columns, 128, rows128) X(columns, 320, rows320)
+  X(columns, 64, rows64) X(columns, 128, rows128) X(columns, 384, rows384)
 #if !defined(MMER_ONLY_COLUMNS)
 #define MMER_FOR_EACH_SHAPE(X) \
   MMER_FOR_ROWS(X, 16) MMER_FOR_ROWS(X, 32) MMER_FOR_ROWS(X, 64) X(128, 128, rows128)
@@ -17,11 +17,11 @@ namespace mmer::cuda {
 #define MMER_FOR_EACH_SHAPE(X) MMER_FOR_ROWS(X, MMER_ONLY_COLUMNS)
 #endif
 
-#define MMER_KERNEL(columns, row_class, suffix)                                        \
-  extern "C" __global__ void __launch_bounds__(shared_config(row_class).threads())     \
-      MMER_KERNEL_NAME(shared_forward, columns,                                        \
-                       suffix)(const __grid_constant__ SharedForwardProblem problem) { \
-    shared_forward<MMER_ELEMENT, columns, row_class>(problem);                         \
+#define MMER_KERNEL(columns, row_class, suffix)                                             \
+  extern "C" __global__ void __launch_bounds__(shared_config(row_class, columns).threads()) \
+      MMER_KERNEL_NAME(shared_forward, columns,                                             \
+                       suffix)(const __grid_constant__ SharedForwardProblem problem) {      \
+    shared_forward<MMER_ELEMENT, columns, row_class>(problem);                              \
   }
 MMER_FOR_EACH_SHAPE(MMER_KERNEL)
 #undef MMER_KERNEL

@@ -20,18 +20,17 @@ MMER_DEVICE float read(const HeadSteps& values, int batch, int head, int step) {
       .data[batch * values.batch_stride + head * values.head_stride + step * values.time_stride];
 }
 
-// Eight lanes for each row.
+// A block for block_rows rows of a head, of either sequence.
 template <class Element>
 MMER_DEVICE void row_state(const RowStateProblem& problem) {
   using Bits = typename Element::Bits;
-  constexpr int lanes = row_state_lanes, piece_elements = 16 / Element::bytes;
+  constexpr int lanes = row_lanes, piece_elements = 16 / Element::bytes;
   const int steps = problem.sides[0].time + problem.sides[1].time;
-  const int64_t item =
-      (static_cast<int64_t>(blockIdx.x) * small_kernel_threads + threadIdx.x) / lanes;
+  const int blocks_a_head = (steps + block_rows - 1) / block_rows;
+  const int batch_head = blockIdx.x / blocks_a_head;
+  const int item = blockIdx.x % blocks_a_head * block_rows + threadIdx.x / lanes;
   // The lanes beyond the last row repeat it, as all of a warp have to shuffle.
-  const int64_t last = static_cast<int64_t>(problem.batch) * problem.heads * steps - 1;
-  const int batch_head = static_cast<int>((item < last ? item : last) / steps);
-  int step = static_cast<int>((item < last ? item : last) % steps);
+  int step = min(item, steps - 1);
   const bool second = step >= problem.sides[0].time;
   const RowStateProblem::Side& side = problem.sides[second];
   if (second) step -= problem.sides[0].time;
@@ -56,7 +55,7 @@ MMER_DEVICE void row_state(const RowStateProblem& problem) {
     }
   }
   for (int n = lanes / 2; n > 0; n /= 2) correction += shuffle_xor(correction, n);
-  if (threadIdx.x % lanes != 0 || item > last) return;
+  if (threadIdx.x % lanes != 0 || item >= steps) return;
   const float lse = read(side.lse, batch, head, step);
   if (side.grad_lse.data) correction -= read(side.grad_lse, batch, head, step);
   // The gradient that arrives at a query without keys is dropped, NaN included.
@@ -79,6 +78,68 @@ MMER_DEVICE void chunk_counts(const ChunkCountProblem& problem) {
   for (int lanes = 16; lanes > 0; lanes /= 2) count += shuffle_xor(count, lanes);
   if (threadIdx.x % 32 == 0) {
     problem.log_counts[item] = count > 0 ? log2f(static_cast<float>(count)) : -infinity;
+  }
+}
+
+// A block for block_rows rows of a head.
+template <class Element>
+MMER_DEVICE void merge_groups(const MergeGroupsProblem& problem) {
+  using Bits = typename Element::Bits;
+  constexpr int lanes = row_lanes, piece_elements = 16 / Element::bytes;
+  const int blocks_a_head = (problem.time + block_rows - 1) / block_rows;
+  const int batch_head = blockIdx.x / blocks_a_head;
+  const int step = blockIdx.x % blocks_a_head * block_rows + threadIdx.x / lanes;
+  if (step >= problem.time) return;
+  const int64_t rows = int64_t{problem.batch} * problem.heads * problem.time;
+  const int64_t row = int64_t{batch_head} * problem.time + step;
+  float weights[most_row_groups], largest = -infinity, total = 0.0f;
+#pragma unroll
+  for (int group = 0; group < most_row_groups; ++group) {
+    weights[group] = group < problem.row_groups ? problem.part_lse[group * rows + row] : -infinity;
+    largest = fmaxf(largest, weights[group]);
+  }
+  const float reference = largest > -infinity ? largest : 0.0f;
+#pragma unroll
+  for (int group = 0; group < most_row_groups; ++group) {
+    weights[group] = exp2_fast(weights[group] - reference);
+    total += weights[group];
+  }
+  const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+  const int piece = threadIdx.x % lanes;
+  if (piece == 0) {
+    problem.lse[row] = total > 0.0f ? (reference + log2_fast(total)) * ln_2 : -infinity;
+  }
+  Bits* out_gmem = const_cast<Bits*>(head_rows<Bits>(problem.out, batch_head / problem.heads,
+                                                     batch_head % problem.heads)) +
+                   step * problem.out.time_stride;
+#pragma unroll 1
+  for (int column = piece * piece_elements; column < problem.out.dim;
+       column += lanes * piece_elements) {
+    float sums[piece_elements] = {};
+#pragma unroll
+    for (int group = 0; group < most_row_groups; ++group) {
+      if (group >= problem.row_groups) break;
+      const float4* part_gmem = reinterpret_cast<const float4*>(
+          problem.parts + (group * rows + row) * problem.part_columns + column);
+      const float factor = weights[group] * inverse;
+#pragma unroll
+      for (int n = 0; n < piece_elements / 4; ++n) {
+        const float4 part = part_gmem[n];
+        sums[4 * n] = fmaf(factor, part.x, sums[4 * n]);
+        sums[4 * n + 1] = fmaf(factor, part.y, sums[4 * n + 1]);
+        sums[4 * n + 2] = fmaf(factor, part.z, sums[4 * n + 2]);
+        sums[4 * n + 3] = fmaf(factor, part.w, sums[4 * n + 3]);
+      }
+    }
+    const uint4 words = Element::piece(sums);
+    if (problem.out.aligned && column + piece_elements <= problem.out.dim) {
+      store_global(out_gmem + column, words);
+    } else {
+#pragma unroll
+      for (int n = 0; n < piece_elements; ++n) {
+        if (column + n < problem.out.dim) out_gmem[column + n] = element_of<Element>(words, n);
+      }
+    }
   }
 }
 
@@ -118,6 +179,7 @@ MMER_DEVICE void decay_sum(const DecaySumProblem& problem) {
 #define MMER_EXPAND_SMALL(name, element) MMER_JOIN_SMALL(name, element)
 MMER_SMALL(row_state, RowStateProblem, row_state<MMER_ELEMENT>)
 MMER_SMALL(chunk_counts, ChunkCountProblem, chunk_counts)
+MMER_SMALL(merge_groups, MergeGroupsProblem, merge_groups<MMER_ELEMENT>)
 MMER_SMALL(batch_sum, BatchSumProblem, batch_sum<MMER_ELEMENT>)
 MMER_SMALL(decay_sum, DecaySumProblem, decay_sum)
 
@@ -128,6 +190,7 @@ const void* MMER_FINDER(small_kernels)(const KernelId& kernel) {
   switch (kernel.role) {
     MMER_FIND(row_state)
     MMER_FIND(chunk_counts)
+    MMER_FIND(merge_groups)
     MMER_FIND(batch_sum)
     MMER_FIND(decay_sum)
     default:

@@ -14,12 +14,16 @@ struct Tile {
   static constexpr int row_bytes = columns * Element::bytes;
   static constexpr int pieces = row_bytes / 16;
   static constexpr int piece_elements = 16 / Element::bytes;
+  static constexpr int period = 8;  // rows so far apart have their pieces in the same order
   uint32_t address;
 
   MMER_DEVICE uint32_t piece(int row, int number) const {
-    constexpr int rows_a_line = pieces >= 8 ? 1 : 8 / pieces;
-    constexpr int places = pieces >= 8 ? 8 : pieces;
-    return address + row * row_bytes + ((number ^ (row / rows_a_line & (places - 1))) << 4);
+    return address + row * row_bytes + ((number ^ turn(row)) << 4);
+  }
+  // The same piece `rows` further down, of a row whose number shares no bit with `rows`: where all
+  // lanes go equally far, that is one instruction or two.
+  static MMER_DEVICE uint32_t below(uint32_t piece_address, int rows) {
+    return (piece_address ^ (turn(rows) << 4)) + rows * row_bytes;
   }
   // From an even piece of a row to the one `pieces` further, an even number, or the same from odd
   // to odd: where all lanes go equally far, that is one instruction.
@@ -28,6 +32,13 @@ struct Tile {
   }
   MMER_DEVICE uint32_t element(int row, int column) const {
     return piece(row, column / piece_elements) + column % piece_elements * Element::bytes;
+  }
+
+ private:
+  static MMER_DEVICE int turn(int row) {
+    constexpr int rows_a_line = pieces >= 8 ? 1 : 8 / pieces;
+    constexpr int places = pieces >= 8 ? 8 : pieces;
+    return row / rows_a_line & (places - 1);
   }
 };
 
@@ -79,6 +90,10 @@ struct RowLoader {
         aligned(source.aligned) {}
 
   static MMER_DEVICE int first_row() { return threadIdx.x / pieces; }
+  static MMER_DEVICE int first_piece() { return threadIdx.x % pieces; }
+  static MMER_DEVICE int count_of(int dim, int piece) {
+    return max(min(dim - piece * piece_elements, piece_elements), 0);
+  }
 
   // Starts to load the rows from `first` on; those that are not visible become zero, so that
   // nothing that stands in padding, NaN included, takes part in a product. `whole` says that all
@@ -87,18 +102,17 @@ struct RowLoader {
   MMER_DEVICE void load(RowTile tile_smem, int first, bool whole, const Visible& visible) const {
 #pragma unroll
     for (int turn = 0; turn < pieces; turn += threads) {
-      const int piece = turn + threadIdx.x % pieces;
-      const int count = max(min(dim - piece * piece_elements, piece_elements), 0);
+      const int piece = turn + first_piece();
+      const int count = count_of(dim, piece);
       const Bits* source_gmem = row_gmem + first * time_stride + piece * piece_elements;
       if (aligned && whole) {
-        each_row<rows>([&](int row) {
-          cp_async(tile_smem.piece(row, piece), source_gmem, count * Element::bytes);
+        each_row<rows>(tile_smem, piece, [&](int, uint32_t target) {
+          cp_async(target, source_gmem, count * Element::bytes);
           source_gmem += row_step * time_stride;
         });
       } else if (aligned) {
-        each_row<rows>([&](int row) {
-          cp_async(tile_smem.piece(row, piece), source_gmem,
-                   visible(first + row) ? count * Element::bytes : 0);
+        each_row<rows>(tile_smem, piece, [&](int row, uint32_t target) {
+          cp_async(target, source_gmem, visible(first + row) ? count * Element::bytes : 0);
           source_gmem += row_step * time_stride;
         });
       } else {
@@ -112,14 +126,49 @@ struct RowLoader {
     }
   }
 
+  // The same of two tensors at once: the second's tile stands `distance` bytes behind the first's.
+  template <int rows, int distance, class Visible>
+  static MMER_DEVICE void load_two(const RowLoader& loader, const RowLoader& second,
+                                   RowTile tile_smem, int first, bool whole,
+                                   const Visible& visible) {
+    static_assert(pieces <= threads, "a thread has one piece of a row");
+    if (!loader.aligned || !second.aligned) {
+      loader.load<rows>(tile_smem, first, whole, visible);
+      second.load<rows>(RowTile{tile_smem.address + distance}, first, whole, visible);
+      return;
+    }
+    const int piece = first_piece();
+    const Bits* source_gmem = loader.row_gmem + first * loader.time_stride + piece * piece_elements;
+    const Bits* second_gmem = second.row_gmem + first * second.time_stride + piece * piece_elements;
+    const int bytes = count_of(loader.dim, piece) * Element::bytes;
+    const int second_bytes = count_of(second.dim, piece) * Element::bytes;
+    const auto copy = [&](uint32_t target, bool wanted) {
+      cp_async(target, source_gmem, wanted ? bytes : 0);
+      cp_async<distance>(target, second_gmem, wanted ? second_bytes : 0);
+      source_gmem += row_step * loader.time_stride;
+      second_gmem += row_step * second.time_stride;
+    };
+    if (whole) {
+      loader.each_row<rows>(tile_smem, piece, [&](int, uint32_t target) { copy(target, true); });
+    } else {
+      loader.each_row<rows>(tile_smem, piece,
+                            [&](int row, uint32_t target) { copy(target, visible(first + row)); });
+    }
+  }
+
  private:
+  // Calls act(row, where its piece stands).
   template <int rows, class Do>
-  static MMER_DEVICE void each_row(const Do& act) {
+  MMER_DEVICE void each_row(RowTile tile_smem, int piece, const Do& act) const {
+    const uint32_t first = tile_smem.piece(first_row(), piece);
 #pragma unroll
     for (int begin = 0; begin < rows; begin += row_step) {
       const int row = begin + first_row();
       if (rows % row_step != 0 && row >= rows) break;
-      act(row);
+      // Where all of a thread's rows have the same order of pieces, nothing is worked out anew; not
+      // with 128 columns, which have no register to spare for it.
+      constexpr bool steady = row_step % RowTile::period == 0 && pieces <= 8;
+      act(row, steady ? first + begin * RowTile::row_bytes : tile_smem.piece(row, piece));
     }
   }
 };
@@ -172,33 +221,42 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
     }
     return;
   }
+  using RowTile = Tile<Element, tile_columns>;
   __syncwarp();
+  const uint32_t pair_smem = staging_smem.element(tile_row + lane / 4, first_column + lane % 4 * 2);
 #pragma unroll
   for (int n = 0; n < columns / 8; ++n) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      Element::store_pair(
-          staging_smem.element(tile_row + half * 8 + lane / 4, first_column + n * 8 + lane % 4 * 2),
-          value(n, 2 * half), value(n, 2 * half + 1));
-    }
+    const uint32_t place = RowTile::advance(pair_smem, n * 8 / RowTile::piece_elements);
+    Element::store_pair(place, value(n, 0), value(n, 1));
+    Element::template store_pair<RowTile::period * RowTile::row_bytes>(place, value(n, 2),
+                                                                       value(n, 3));
   }
   __syncwarp();
-  Bits* target_gmem = const_cast<Bits*>(head_rows<Bits>(target, batch, head));
-  constexpr int piece_elements = staging_smem.piece_elements, pieces = columns / piece_elements;
+  constexpr int piece_elements = RowTile::piece_elements, pieces = columns / piece_elements;
+  constexpr int lanes_a_row = pieces < 32 ? pieces : 32, rows_a_turn = 32 / lanes_a_row;
+  constexpr int turns = tile_columns >= 128 ? 1 : 16 / rows_a_turn;  // unrolled
+  const int row = lane / lanes_a_row, rows_left = time - first;
 #pragma unroll
-  for (int begin = 0; begin < 16 * pieces; begin += 32) {
-    const int row = (begin + lane) / pieces, piece = (begin + lane) % pieces;
-    const int column = first_column + piece * piece_elements;
-    if (first + row >= time || column >= target.dim) continue;
-    const uint4 words = load_shared(staging_smem.element(tile_row + row, column));
-    Bits* piece_gmem = target_gmem + (first + row) * target.time_stride + column;
-    if (target.aligned && column + piece_elements <= target.dim) {
-      store_global(piece_gmem, words);
-    } else {
-#pragma unroll
-      for (int n = 0; n < piece_elements; ++n) {
-        if (column + n < target.dim) piece_gmem[n] = element_of<Element>(words, n);
+  for (int part = 0; part < pieces; part += 32) {
+    const int column = first_column + (part + lane % lanes_a_row) * piece_elements;
+    if (column >= target.dim) continue;
+    const bool whole = target.aligned && column + piece_elements <= target.dim;
+    const uint32_t piece_smem = staging_smem.element(tile_row + row, column);
+    Bits* piece_gmem = const_cast<Bits*>(head_rows<Bits>(target, batch, head)) +
+                       (first + row) * target.time_stride + column;
+#pragma unroll turns
+    for (int below = 0; below < 16; below += rows_a_turn) {
+      if (row + below >= rows_left) break;
+      const uint32_t source = RowTile::below(piece_smem, below);
+      if (whole) {
+        store_global(piece_gmem, load_shared(source));
+      } else {
+#pragma unroll 1
+        for (int n = 0; n < min(target.dim - column, piece_elements); ++n) {
+          piece_gmem[n] = Element::load(source + n * Element::bytes);
+        }
       }
+      piece_gmem += rows_a_turn * target.time_stride;
     }
   }
 }

@@ -31,6 +31,7 @@ _SOURCE_OF = {
     "query_backward": "owner_backward.cu",
     "key_backward": "owner_backward.cu",
     "shared_backward": "owner_backward.cu",
+    "once_backward": "once_backward.cu",
 }
 _DEFINITIONS = {
     module.operator.DEFINITION.name: module.operator.DEFINITION
@@ -194,7 +195,8 @@ def forward(
     if len(shapes) == 1:
         plans = call.native.plan_cuda_forward(made, call.allocate)
     else:
-        plans = call.native.plan_cuda_forward(made, machine.multiprocessors, machine.shared_bytes)
+        limits = (machine.multiprocessors, machine.shared_bytes)
+        plans = call.native.plan_cuda_forward(made, *limits, call.allocate)
     machine.run(plans, call.memory)
     return tuple(x for x, _ in (*outs, *lses))
 
@@ -238,7 +240,8 @@ def backward(
     for n, sequence in enumerate(sequences):
         sequence.grad_out, sequence.grad_lse = call.view(grads[n]), call.view(grads[outputs + n])
         sequence.out, sequence.lse = call.view(saved[n]), call.view(saved[outputs + n])
-    machine.run(call.native.plan_cuda_backward(made, call.allocate), call.memory)
+    limits = () if outputs == 1 else (machine.multiprocessors, machine.shared_bytes)
+    machine.run(call.native.plan_cuda_backward(made, *limits, call.allocate), call.memory)
     return (*(x for x, _ in gradients), *last)
 
 

@@ -42,7 +42,7 @@ def run(
 def test_no_bank_conflicts_and_whole_sectors() -> None:
     machine = run("shared_cross_attention", 64, 128, backward=True, multiprocessors=100)
     machine.launches += run(
-        "shared_cross_attention", 64, 128, backward=False, multiprocessors=1
+        "shared_cross_attention", 64, 128, backward=True, multiprocessors=1
     ).launches
     for launch in machine.launches:
         if "row_state" in launch.plan.kernel:
@@ -92,3 +92,9 @@ def test_shared_backward_multiplies_five_times_for_each_sequence() -> None:
     machine = run("shared_cross_attention", 64, 128, backward=True, multiprocessors=100)
     (launch,) = [x for x in machine.launches if "shared_backward" in x.plan.kernel]
     assert launch.counters.mma_flops == 2 * 5 * 2 * 64 * 128 * 64
+
+
+def test_backward_of_a_short_side_multiplies_seven_times() -> None:
+    machine = run("shared_cross_attention", 50, 128, backward=True, multiprocessors=1)
+    (launch,) = [x for x in machine.launches if "once_backward" in x.plan.kernel]
+    assert launch.counters.mma_flops == 7 * 2 * 64 * 128 * 64

@@ -70,14 +70,15 @@ FORWARD = {
     ),
     "rows past the end are stored": Mutation(
         "tile.h",
-        "if (first + row >= time || column >= target.dim) continue;",
-        "if (column >= target.dim) continue;",
+        "if (row + below >= rows_left) break;",
+        "",
         "out of bounds global",
     ),
     "rescaling of the sums": Mutation(
         "directed_forward.h", "row_sum[half] *= shrink;", "", None, scale=2.0
     ),
 }
+READS_SUMS = "#pragma unroll\n    for (int n = 0; n < columns / 8; ++n) {\n      const uint4 sums"
 SHARED = {
     "barrier before the transposed product": Mutation(
         "shared_forward.h",
@@ -85,8 +86,30 @@ SHARED = {
         "      const int tile_column",
         "race",
     ),
+    "hidden rows": Mutation("shared_forward.h", "start = row_start(m, half)", "start = 0.0f", None),
+    "barrier before the other warp's sums": Mutation(
+        "shared_forward.h",
+        "    __syncthreads();\n" + READS_SUMS,
+        READS_SUMS,
+        "race",
+    ),
+    "the other warp's sums of rows": Mutation(
+        "shared_forward.h", "row_parts_smem[row] + row_parts_smem[rows + row]", "sum", None
+    ),
+}
+ONCE_BACKWARD = {
+    "barrier before the transposed products": Mutation(
+        "once_backward.h",
+        "    }\n    __syncthreads();\n\n    const int strip",
+        "    }\n\n    const int strip",
+        "race",
+    ),
     "hidden rows": Mutation(
-        "shared_forward.h", "row_visible(row) ? 0.0f : hidden_row", "0.0f", None
+        "once_backward.h", "row_visible(row) ? 0.0f : hidden_row", "0.0f", None, scale=0.05
+    ),
+    "hidden columns": Mutation("once_backward.h", "e % 2 ? bias.y : bias.x", "0.0f", None),
+    "correction of the columns": Mutation(
+        "once_backward.h", "e % 2 ? -correction.y : -correction.x", "0.0f", None
     ),
 }
 BACKWARD = {
@@ -106,6 +129,7 @@ def run_mutated(
     *,
     multiprocessors: int,
     dtype: torch.dtype = torch.bfloat16,
+    time_a: int = 70,
 ) -> None:
     shutil.copytree(SOURCES.parent, folder / "csrc")
     mutation.apply(folder / "csrc")
@@ -114,7 +138,7 @@ def run_mutated(
         dtype=dtype,
         batch=2,
         heads=1,
-        time_a=70,
+        time_a=time_a,
         time_b=150,
         masks=True,
         scale=mutation.scale,
@@ -149,6 +173,12 @@ def test_mutated_shared_forward(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BACKWARD)
 def test_mutated_backward(name: str, tmp_path: Path) -> None:
     run_mutated(BACKWARD[name], tmp_path, "shared_cross_attention", multiprocessors=1)
+
+
+@pytest.mark.parametrize("name", ONCE_BACKWARD)
+def test_mutated_once_backward(name: str, tmp_path: Path) -> None:
+    operator = "shared_cross_attention"
+    run_mutated(ONCE_BACKWARD[name], tmp_path, operator, multiprocessors=1, time_a=50)
 
 
 def test_mutated_window(tmp_path: Path) -> None:

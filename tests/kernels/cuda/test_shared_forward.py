@@ -59,6 +59,63 @@ def test_lengths(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) ->
     products_of(run_forward(case))
 
 
+@elements
+@pytest.mark.parametrize(
+    ("lengths", "head_dim", "shared_bytes", "groups"),
+    [
+        ((150, 170), 16, 99 * 1024, 2),
+        pytest.param((400, 410), 40, 163 * 1024, 2, marks=pytest.mark.slow),
+        pytest.param((300, 300), 64, 99 * 1024, 3, marks=pytest.mark.slow),
+        pytest.param((150, 260), 128, 163 * 1024, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_groups_of_rows(
+    dtype: torch.dtype,
+    lengths: tuple[int, int],
+    head_dim: int,
+    shared_bytes: int,
+    groups: int,
+) -> None:
+    case = make_pair(
+        "shared_cross_attention",
+        dtype=dtype,
+        heads=1,
+        time_a=lengths[0],
+        time_b=lengths[1],
+        head_dim=head_dim,
+        masks=True,
+    )
+    shared, merge = run_forward(case, shared_bytes=shared_bytes).launches
+    assert "shared_forward" in shared.plan.kernel
+    assert "merge_groups" in merge.plan.kernel
+    assert shared.plan.blocks == case.tensors[0].shape[0] * groups
+
+
+@pytest.mark.parametrize("change", ["none", "a group is padding", "one group is exact"])
+def test_groups_are_merged_whatever_they_hold(change: str) -> None:
+    case = make_pair(
+        "shared_cross_attention",
+        dtype=torch.bfloat16,
+        batch=1,
+        heads=1,
+        time_a=150,
+        time_b=160,
+        head_dim=16,
+        masks=True,
+    )
+    with torch.no_grad():
+        if change == "a group is padding":
+            case.options["mask_a"][:, :90] = False
+        if change == "one group is exact":
+            case.tensors[0][:, :, 100:] *= 400.0
+    machine = {"shared_bytes": 99 * 1024}
+    shared, _ = run_forward(case, slack=10.0, **machine).launches
+    # The first strip of 16 columns is multiplied once more; nothing is done twice for padding.
+    rows, products = 2 * 128, 2 * 16
+    calm = 2 * rows * 160 * products + 80 * 160 * products * 2 + rows * 16 * products
+    assert (shared.counters.mma_flops > calm) == (change == "one group is exact")
+
+
 def spread(case: PairCase) -> None:
     case.tensors[0].mul_(40.0)
 

@@ -15,15 +15,21 @@ from tests.ptx.compilers import has_nvcc
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
 
 # Threads of a block, by the kernel's suffix; 128 for all others.
-THREADS = {"rows128": 256, "rows320": 320}
-# What a thread may keep in local memory for want of registers: nothing on 8.0. Later compilers'
-# allocation leaves a few values of the forward kernels over.
-SPILLED_BYTES = {"sm_80": 0, "sm_90a": 16, "sm_100a": 48, "sm_120a": 64}
+THREADS = {"rows128": 256, "rows384": 256}
 KERNEL = re.compile(
     r"Compiling entry function '(\w+)'.*?\n.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
     r"(\d+) bytes spill loads\n.*?Used (\d+) registers",
     re.DOTALL,
 )
+
+
+def budget(kernel: str) -> int:
+    """Bytes that a thread may keep in local memory for want of registers.
+
+    Times, dropout and summaries beside the sums of wide heads leave a value or two over.
+    """
+    wide = kernel.endswith(("_128_extras", "_256_extras"))
+    return 16 if wide and "directed_forward" in kernel else 0
 
 
 def compile_source(name: str, columns: int, element: str, arch: str, folder: Path) -> str:
@@ -43,19 +49,27 @@ def check_resources(report: str, arch: str) -> int:
     kernels = KERNEL.findall(report)
     for name, stack, stores, _, registers in kernels:
         spilled = max(int(stack), int(stores))
-        assert spilled <= SPILLED_BYTES[arch], f"{name} spills {spilled} bytes on {arch}"
+        # 384 rows do not fit into a block's shared memory on 12.0: never launched there.
+        if (arch, name.rpartition("_")[2]) != ("sm_120a", "rows384"):
+            assert spilled <= budget(name), f"{name} spills {spilled} bytes on {arch}"
         threads = THREADS.get(name.rpartition("_")[2], 128)
         # A block at least: the launch fails where its registers do not fit.
         assert int(registers) * threads <= 65536, name
     return len(kernels)
 
 
-QUICK = [("directed_forward", 64, 2), ("shared_forward", 64, 3), ("owner_backward", 64, 6)]
+QUICK = [
+    ("directed_forward", 64, 2),
+    ("shared_forward", 64, 3),
+    ("owner_backward", 64, 6),
+    ("once_backward", 64, 1),
+]
 CLASSES = (16, 32, 64, 128, 256)
 ALL = [
     *(("directed_forward", columns, 2) for columns in CLASSES),
     *(("owner_backward", columns, 6) for columns in CLASSES),
     *(("shared_forward", columns, 1 if columns == 128 else 3) for columns in CLASSES[:4]),
+    *(("once_backward", columns, 1) for columns in CLASSES[:3]),
 ]
 
 
@@ -76,5 +90,6 @@ def test_registers_suffice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("element", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a", "sm_120a"])
 def test_registers_suffice_on_any_architecture(element: str, arch: str, tmp_path: Path) -> None:
-    compiled = [x for x in ALL if (x[0], element) != ("shared_forward", "float32")]
+    halves = ("shared_forward", "once_backward")
+    compiled = [x for x in ALL if element != "float32" or x[0] not in halves]
     check_all(compiled, element, arch, tmp_path)
