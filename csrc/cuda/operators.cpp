@@ -154,7 +154,7 @@ FourTensors pair_forward(const Sequence& a, const Sequence& b, const PairOptions
   call.b.out = view(out_b);
   call.a.lse = view(lse_a);
   call.b.lse = view(lse_b);
-  const Launcher launcher(first);
+  Launcher launcher(first);
   launcher.run(plan_forward(call, mmer::cuda::device_limits(), launcher.allocate()));
   return {out_a, out_b, lse_a, lse_b};
 }

@@ -188,22 +188,19 @@ Shape shape_of(const PairCall& call) {
 // S once, or once for each direction? By executed instructions and bytes of two calls
 // (benchmarks.cuda_counters):
 //
-//   shorter side         form                        why
-//   up to 384 rows       S once, a block a head      0.5 to 0.65 of the instructions; every tensor
-//   is
-//                                                    read and written once
-//   up to four groups    S once, a block for each    the columns' tensors are read by each group,
-//   of rows              group, then merge_groups    and their outputs pass through parts in
-//   float32:
-//                                                    the bytes stay below 0.5 for two groups of 256
-//   longer               both directions in one      parts in proportion to the groups, and a
-//   column
-//                        launch, directed_forward    more of them to be merged
-//   few heads            directed_forward            a block a head or group would leave more than
-//                                                    half of the multiprocessors idle
-//   times, dropout       directed_forward            extras are compiled for it alone
-//   float32, more than   directed_forward            no room for P beside the tiles, or no
-//   registers 128 columns                                      for the sums of both sides
+//   shorter side       form                       why
+//   up to 384 rows     S once, a block a head     0.6 to 0.75 of the instructions; every tensor is
+//                                                 read and written once
+//   up to four groups  S once, a block a group,   0.7 of the instructions with two groups and 0.45
+//   of rows            then merge_groups          of the bytes, although the columns' outputs pass
+//                                                 through parts in float32
+//   longer             both directions in one     the parts grow with the groups, and so does what
+//                      launch, directed_forward   has to be merged
+//   few heads          directed_forward           a block a head or group would leave more than
+//                                                 half of the multiprocessors idle
+//   times, dropout     directed_forward           extras are compiled for it alone
+//   float32, more      directed_forward           no room for P beside the tiles, or no registers
+//   than 128 columns                              for the sums of both sides
 //
 // A class whose tiles do not fit into a block's shared memory (8.6, 8.9, 12.0: 99 KiB) is left for
 // a smaller one and more groups.
@@ -400,8 +397,9 @@ Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape
                    backward_shared_bytes(role, shape, flags), problem);
 }
 
-// Backward, S once is for a side of up to 64 steps: 0.5 to 0.75 of two calls' instructions. With
-// more rows the gradients of both a and its values do not stay in registers.
+// Backward, S once is for a side of up to 64 steps: 0.9 of two calls' instructions at 50 x 375,
+// where two owners of tiles take 1.6. With more rows the gradients of a and of its values do not
+// stay in registers.
 bool computes_once_backward(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
   const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
   // An infinitesimal scale could not hide rows (hidden_row).
