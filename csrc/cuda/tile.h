@@ -246,11 +246,11 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
                        (first + row) * target.time_stride + column;
 #pragma unroll turns
     for (int below = 0; below < 16; below += rows_a_turn) {
-      if (row + below >= rows_left) break;
       const uint32_t source = RowTile::below(piece_smem, below);
-      if (whole) {
+      const bool exists = row + below < rows_left;
+      if (exists && whole) {
         store_global(piece_gmem, load_shared(source));
-      } else {
+      } else if (exists) {
 #pragma unroll 1
         for (int n = 0; n < min(target.dim - column, piece_elements); ++n) {
           piece_gmem[n] = Element::load(source + n * Element::bytes);

@@ -70,8 +70,8 @@ FORWARD = {
     ),
     "rows past the end are stored": Mutation(
         "tile.h",
-        "if (row + below >= rows_left) break;",
-        "",
+        "const bool exists = row + below < rows_left;",
+        "const bool exists = true;",
         "out of bounds global",
     ),
     "rescaling of the sums": Mutation(
