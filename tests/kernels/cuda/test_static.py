@@ -23,11 +23,14 @@ KERNEL = re.compile(
 )
 
 
-def budget(kernel: str) -> int:
+def budget(kernel: str, arch: str) -> int:
     """Bytes that a thread may keep in local memory for want of registers.
 
-    Times, dropout and summaries beside the sums of wide heads leave a value or two over.
+    Times, dropout and summaries beside the sums of wide heads leave a value or two over, and so do
+    both gradients of a shared head of 128 on 12.0.
     """
+    if arch == "sm_120a" and "shared_backward" in kernel and kernel.endswith("_128_plain"):
+        return 8
     wide = kernel.endswith(("_128_extras", "_256_extras"))
     return 16 if wide and "directed_forward" in kernel else 0
 
@@ -51,7 +54,7 @@ def check_resources(report: str, arch: str) -> int:
         spilled = max(int(stack), int(stores))
         # 384 rows do not fit into a block's shared memory on 12.0: never launched there.
         if (arch, name.rpartition("_")[2]) != ("sm_120a", "rows384"):
-            assert spilled <= budget(name), f"{name} spills {spilled} bytes on {arch}"
+            assert spilled <= budget(name, arch), f"{name} spills {spilled} bytes on {arch}"
         threads = THREADS.get(name.rpartition("_")[2], 128)
         # A block at least: the launch fails where its registers do not fit.
         assert int(registers) * threads <= 65536, name
