@@ -214,7 +214,7 @@ struct KeepWeights {
   template <int rows, int vectors>
   __attribute__((always_inline)) void finish(Vector (&products)[rows][vectors], int64_t row,
                                              int64_t column) const {
-    weigh.finish(products, row, column);
+    apply(products, row, column);
   }
 };
 

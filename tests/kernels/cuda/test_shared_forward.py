@@ -33,6 +33,19 @@ def products_of(machine: Machine) -> int:
     return launch.counters.mma_flops
 
 
+def one_head(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) -> PairCase:
+    time_a, time_b = lengths
+    return make_pair(
+        "shared_cross_attention",
+        dtype=dtype,
+        heads=1,
+        time_a=time_a,
+        time_b=time_b,
+        head_dim=head_dim,
+        masks=True,
+    )
+
+
 @elements
 @pytest.mark.parametrize(
     ("lengths", "head_dim"),
@@ -47,16 +60,7 @@ def products_of(machine: Machine) -> int:
     ],
 )
 def test_lengths(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) -> None:
-    case = make_pair(
-        "shared_cross_attention",
-        dtype=dtype,
-        heads=1,
-        time_a=lengths[0],
-        time_b=lengths[1],
-        head_dim=head_dim,
-        masks=True,
-    )
-    products_of(run_forward(case))
+    products_of(run_forward(one_head(dtype, lengths, head_dim)))
 
 
 @elements
@@ -76,15 +80,7 @@ def test_groups_of_rows(
     shared_bytes: int,
     groups: int,
 ) -> None:
-    case = make_pair(
-        "shared_cross_attention",
-        dtype=dtype,
-        heads=1,
-        time_a=lengths[0],
-        time_b=lengths[1],
-        head_dim=head_dim,
-        masks=True,
-    )
+    case = one_head(dtype, lengths, head_dim)
     shared, merge = run_forward(case, shared_bytes=shared_bytes).launches
     assert "shared_forward" in shared.plan.kernel
     assert "merge_groups" in merge.plan.kernel
