@@ -93,6 +93,8 @@ CUDA_KERNELS = [
     for element in CUDA_ELEMENTS
     if element != "float32" or name not in ("shared_forward", "once_backward")
 ]
+# From a call to the launches of its kernels, for the operators and for tests without a GPU.
+CUDA_PLANS = [f"csrc/cuda/plan_{name}.cpp" for name in ("forward", "backward", "chunks", "parts")]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 OLDEST_ARCHITECTURE = 80
 NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
@@ -509,7 +511,7 @@ setup(
         ),
         Extension(
             "mmer._cuda",
-            ["csrc/cuda/operators.cpp", "csrc/cuda/launch.cpp", "csrc/cuda/plan.cpp"],
+            ["csrc/cuda/operators.cpp", "csrc/cuda/launch.cpp", *CUDA_PLANS],
         ),
         Extension(
             "mmer._native",
@@ -518,7 +520,7 @@ setup(
                 "csrc/arithmetic_peak.cpp",
                 "csrc/cpu_features.cpp",
                 "csrc/cuda/bind_plans.cpp",
-                "csrc/cuda/plan.cpp",
+                *CUDA_PLANS,
             ],
         ),
     ],
