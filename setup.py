@@ -94,7 +94,10 @@ CUDA_KERNELS = [
     if element != "float32" or name not in ("shared_forward", "once_backward")
 ]
 # From a call to the launches of its kernels, for the operators and for tests without a GPU.
-CUDA_PLANS = [f"csrc/cuda/plan_{name}.cpp" for name in ("forward", "backward", "chunks", "parts")]
+CUDA_PLANS = [
+    f"csrc/cuda/plan_{name}.cpp"
+    for name in ("forward", "backward", "once_backward", "chunks", "parts")
+]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 OLDEST_ARCHITECTURE = 80
 NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]

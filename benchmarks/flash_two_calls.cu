@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const int head = blockIdx.x / blocks, row = blockIdx.x % blocks * rows;
 
   const auto load_tile = [&](int number) {
-    const uint32_t stage = base + rows * columns * 2 + number % 2 * 2 * tile_bytes;
+    const uint32_t stage = stages + number % 2 * 2 * tile_bytes;
     flash_load(HeadTile{stage}, problem.key, head, number * tile, problem.keys);
     flash_load(HeadTile{stage + tile_bytes}, problem.value, head, number * tile, problem.keys);
   };
@@ -84,6 +84,9 @@ extern "C" __global__ void __launch_bounds__(128)
   load_tile(0);
   cp_async_commit();
 
+  const uint32_t stages = base + rows * columns * 2;
+  const LanePlaces first_keys = transposed_places(HeadTile{stages});
+  const LanePlaces first_values = value_places(HeadTile{stages + tile_bytes});
   const int tiles = (problem.keys + tile - 1) / tile;
   uint32_t q_rmem[columns / 16][4];
   float out_rmem[columns / 8][4], row_max[2] = {-infinity, -infinity}, row_sum[2] = {0.0f, 0.0f};

@@ -138,13 +138,35 @@ struct SharedSmem {
   }
 };
 
-// The same for the backward pass: four warps, 16 rows each, as the gradients of a and of its values
-// stay in registers, and tiles of 32 columns for as much of S and of both gradients of P.
-constexpr int once_backward_rows = 64, once_backward_tile = 32, once_backward_threads = 128;
+// The same for the backward pass. A block takes the rows of a sequence in tiles, 16 rows a warp,
+// whose gradients stay in registers, and reads the columns tile by tile as often. For the gradients
+// of the columns a half of the warps takes dS, the other P, and of each some rows and columns.
+struct OnceConfig {
+  int warps;
+  int tile;
+  int blocks_a_multiprocessor;
+  constexpr int rows() const { return warps * warp_rows; }
+  constexpr int threads() const { return warps * 32; }
+  constexpr int column_parts(int columns) const { return columns >= 32 ? 2 : 1; }
+  constexpr int part_columns(int columns) const { return columns / column_parts(columns); }
+  // Rows of the tile, 16 or 32, that a warp takes.
+  constexpr int part_rows(int columns) const { return tile * 2 * column_parts(columns) / warps; }
+};
+
+// 128 rows read the other sequence half as often, where shared memory holds them.
+constexpr int once_row_classes[] = {64, 128};
+
+constexpr OnceConfig once_config(int rows) {
+  return rows == 64 ? OnceConfig{4, 32, 2} : OnceConfig{8, 64, 1};
+}
+
 constexpr int most_once_backward_columns = 64;
+// Blocks that share a head's rows, and whose gradients of the columns are added up: each has its
+// own in float32.
+constexpr int most_once_groups = 8;
 
 struct OnceSmem {
-  int tile_bytes, stage_bytes;
+  int row_bytes, tile_bytes, stage_bytes;
   int a = 0;
   int value_a;
   int grad_out_a;
@@ -152,24 +174,23 @@ struct OnceSmem {
   int weights_stride;  // bytes: eight rows in different banks
   int weights_bytes;
   int weights;  // P_a, then dS
-  int bias;     // as many floats as columns of two tiles, as all that follow
-  int lse;
-  int correction;
+  int bias;     // as many floats as columns of two tiles
+  int states;   // for each two of these columns: minus their log-sum-exps and their corrections
   int bytes;
 
-  constexpr explicit OnceSmem(int columns)
-      : tile_bytes(once_backward_tile * columns * 2),
+  constexpr OnceSmem(int rows, int columns)
+      : row_bytes(rows * columns * 2),
+        tile_bytes(once_config(rows).tile * columns * 2),
         stage_bytes(3 * tile_bytes),
-        value_a(once_backward_rows * columns * 2),
-        grad_out_a(2 * value_a),
-        stages(3 * value_a),
-        weights_stride(once_backward_tile * 2 + 16),
-        weights_bytes(once_backward_rows * weights_stride),
+        value_a(row_bytes),
+        grad_out_a(2 * row_bytes),
+        stages(3 * row_bytes),
+        weights_stride(once_config(rows).tile * 2 + 16),
+        weights_bytes(rows * weights_stride),
         weights(stages + 2 * stage_bytes),
         bias(weights + 2 * weights_bytes),
-        lse(bias + 2 * 4 * once_backward_tile),
-        correction(lse + 2 * 4 * once_backward_tile),
-        bytes(correction + 2 * 4 * once_backward_tile) {}
+        states(bias + 2 * 4 * once_config(rows).tile),
+        bytes(states + 2 * 8 * once_config(rows).tile) {}
 };
 
 constexpr int small_kernel_threads = 128;

@@ -3,10 +3,23 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #define MMER_DEVICE __device__ __forceinline__
 
 namespace mmer::cuda {
+
+template <class Do, int... numbers>
+MMER_DEVICE void call_with_each(const Do& act, std::integer_sequence<int, numbers...>) {
+  (act(std::integral_constant<int, numbers>{}), ...);
+}
+
+// Calls act(n) for the numbers from 0 on, each a constant, as the offsets of instructions have to
+// be.
+template <int count, class Do>
+MMER_DEVICE void unrolled(const Do& act) {
+  call_with_each(act, std::make_integer_sequence<int, count>{});
+}
 
 MMER_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -30,24 +43,27 @@ MMER_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
+template <int offset = 0>
 MMER_DEVICE void ldmatrix(uint32_t (&fragment)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4+%5];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(address)
+               : "r"(address), "n"(offset)
                : "memory");
 }
 
+template <int offset = 0>
 MMER_DEVICE void ldmatrix(uint32_t (&fragment)[2], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2+%3];"
                : "=r"(fragment[0]), "=r"(fragment[1])
-               : "r"(address)
+               : "r"(address), "n"(offset)
                : "memory");
 }
 
+template <int offset = 0>
 MMER_DEVICE void ldmatrix_transposed(uint32_t (&fragment)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4+%5];"
                : "=r"(fragment[0]), "=r"(fragment[1]), "=r"(fragment[2]), "=r"(fragment[3])
-               : "r"(address)
+               : "r"(address), "n"(offset)
                : "memory");
 }
 

@@ -17,6 +17,7 @@ enum class KernelRole {
   key_backward,
   shared_backward,
   once_backward,
+  merge_gradients,
   row_state,
   chunk_counts,
   merge_groups,

@@ -49,6 +49,7 @@ const void* find_kernel(const KernelId& kernel) {
     case KernelRole::shared_forward:
       return finders.shared_forward ? finders.shared_forward(kernel) : nullptr;
     case KernelRole::once_backward:
+    case KernelRole::merge_gradients:
       return finders.once_backward ? finders.once_backward(kernel) : nullptr;
     case KernelRole::query_backward:
     case KernelRole::key_backward:

@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cmath>
 
 #include "plan_chunks.h"
+#include "plan_once_backward.h"
 #include "plan_parts.h"
 
 namespace mmer::cuda {
@@ -86,40 +86,6 @@ Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape
                    backward_shared_bytes(role, shape, flags), problem);
 }
 
-// Backward, S once is for a side of up to 64 steps: 0.9 of two calls' instructions at 50 x 375,
-// where two owners of tiles take 1.6. With more rows the gradients of a and of its values do not
-// stay in registers.
-bool computes_once_backward(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
-  const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
-  // An infinitesimal scale could not hide rows (hidden_row).
-  return call.shared && !shape.extras && shape.element_bytes == 2 &&
-         shape.columns <= most_once_backward_columns && std::abs(call.options.scale) >= 1e-6 &&
-         std::min(times[0], times[1]) > 0 && std::min(times[0], times[1]) <= once_backward_rows &&
-         2 * shape.batch_heads() >= device.multiprocessors;
-}
-
-// `owners` holds both sequences, each with the gradients that are its own.
-Plan once_backward_plan(const BackwardProblem& owners, const Shape& shape,
-                        const CallOptions& options) {
-  const bool a_is_shorter = owners.owners[0].own.time <= owners.owners[1].own.time;
-  const Owner& rows = owners.owners[a_is_shorter ? 0 : 1];
-  const Owner& columns = owners.owners[a_is_shorter ? 1 : 0];
-  OnceBackwardProblem problem{};
-  problem.rows = rows.own;
-  problem.columns = columns.own;
-  problem.grad_rows = rows.grad_x;
-  problem.grad_value_rows = rows.grad_value;
-  problem.grad_columns = columns.grad_x;
-  problem.grad_value_columns = columns.grad_value;
-  problem.batch = static_cast<int32_t>(shape.batch);
-  problem.heads = static_cast<int32_t>(shape.heads);
-  problem.scale = static_cast<float>(options.scale * log2_of_e);
-  problem.grad_scale = static_cast<float>(options.scale);
-  return make_plan(
-      {KernelRole::once_backward, options.element, shape.columns, false, once_backward_rows},
-      shape.batch_heads(), once_backward_threads, OnceSmem(shape.columns).bytes, problem);
-}
-
 RowStateProblem::Side state_side(const SequenceView& sequence, int64_t key_time, const Shape& shape,
                                  float* state) {
   return {rows_of(sequence.out, shape),
@@ -202,8 +168,11 @@ std::vector<Plan> plan_backward(const PairCall& call, const DeviceLimits& device
   if (shape.batch_heads() * (times[0] + times[1]) > 0) {
     const KernelRole role = call.shared ? KernelRole::shared_backward : KernelRole::query_backward;
     plans.push_back(state_plan(states, shape, options.element));
-    if (computes_once_backward(call, shape, device)) {
-      plans.push_back(once_backward_plan(as_query, shape, options));
+    const OnceBackwardForm once = once_backward_form(call, shape, device);
+    if (once.row_class > 0) {
+      for (Plan& plan : once_backward_plans(as_query, shape, options, once, allocate)) {
+        plans.push_back(std::move(plan));
+      }
     } else {
       plans.push_back(backward_plan(role, as_query, shape, options, flags));
     }

@@ -127,14 +127,21 @@ struct BackwardProblem {
   Extras extras;
 };
 
-// Shared cross-attention with one similarity for both directions: a block owns a head.
+// Shared cross-attention with one similarity for both directions: a block owns a head, or a group
+// of its tiles of rows.
 struct OnceBackwardProblem {
-  Side rows;     // the shorter sequence: all of it is in the block
-  Side columns;  // read tile by tile
+  Side rows;     // read once
+  Side columns;  // read tile by tile for each tile of rows
   Rows grad_rows, grad_value_rows, grad_columns, grad_value_columns;
   int32_t batch, heads;
   float scale;  // of the logits, in units of log2
   float grad_scale;
+  int32_t row_tiles, groups, tiles_a_group;
+  int32_t unused;
+  // The gradients of the columns and of their values, while they are added up or if each of several
+  // groups has its own: (groups, batch * heads, tiles of columns, 2 tile * class of head dimensions)
+  // in the order in which the threads hold them. nullptr: one tile of rows.
+  float* parts;
 };
 
 // For each query: its log-sum-exp in units of log2, infinite where it sees no key, and

@@ -31,6 +31,59 @@ MMER_DEVICE void clear_rows(float (&accumulator)[count][4], const float (&factor
   }
 }
 
+// Where a lane reads a tile: a piece of a row, and those two, four and six pieces further. All else
+// that it reads is a constant away, which the instruction adds itself: rows in steps of a period,
+// further lines of 128 bytes, and other tiles of the same shape.
+template <class Element, int columns>
+struct LanePlaces {
+  static constexpr int row_bytes = Tile<Element, columns>::row_bytes;
+  static constexpr int count = row_bytes >= 128 ? 4 : row_bytes / 32;
+  uint32_t places[count];
+
+  MMER_DEVICE explicit LanePlaces(uint32_t first) {
+#pragma unroll
+    for (int n = 0; n < count; ++n) places[n] = Tile<Element, columns>::advance(first, 2 * n);
+  }
+  MMER_DEVICE void move(uint32_t bytes) {
+#pragma unroll
+    for (int n = 0; n < count; ++n) places[n] += bytes;
+  }
+  MMER_DEVICE void keep() {
+#pragma unroll
+    for (int n = 0; n < count; ++n) places[n] = kept(places[n]);
+  }
+  // Of the 32 bytes `pair` of a row, counted from the first place's.
+  MMER_DEVICE uint32_t place(int pair) const { return places[pair % count]; }
+  static constexpr int offset(int row, int pair) {
+    return row * row_bytes + pair / count * 128;
+  }
+};
+
+// Of the left factor (16, columns), rows of a tile from `first_row` on.
+template <class Element, int columns>
+MMER_DEVICE LanePlaces<Element, columns> left_places(Tile<Element, columns> rows_smem,
+                                                     int first_row) {
+  const int lane = threadIdx.x % 32;
+  return LanePlaces<Element, columns>(rows_smem.piece(first_row + lane % 16, lane / 16));
+}
+
+// Of the right factor (columns, keys), a tile transposed.
+template <class Element, int columns>
+MMER_DEVICE LanePlaces<Element, columns> transposed_places(Tile<Element, columns> keys_smem) {
+  const int lane = threadIdx.x % 32;
+  return LanePlaces<Element, columns>(keys_smem.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+}
+
+// Of the right factor (keys, columns), the columns of a tile from `first_column` on, a multiple of
+// 16 below 64 or of 64.
+template <class Element, int columns>
+MMER_DEVICE LanePlaces<Element, columns> value_places(Tile<Element, columns> values_smem,
+                                                      int first_column = 0) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t first = values_smem.piece(lane % 16, lane / 16);
+  return LanePlaces<Element, columns>(values_smem.advance(first, first_column / 8));
+}
+
 // a (16, depth) from the warp's rows of a tile: step n is their bytes [32 n, 32 n + 32).
 template <class Element, int columns>
 MMER_DEVICE void load_fragment(uint32_t (&a)[4], Tile<Element, columns> rows_smem, int first_row,
@@ -43,51 +96,65 @@ MMER_DEVICE void load_fragment(uint32_t (&a)[4], Tile<Element, columns> rows_sme
 template <class Element, int columns>
 constexpr int steps_of = columns / Element::depth;
 
-// scores (16, keys) += rows (16, depth) times the transposed tile (keys, depth). `fragment(step,
-// a)` gives the rows, step by step.
-template <int keys, class Element, int depth, class Fragment>
-MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4], Tile<Element, depth> keys_smem,
+// scores (16, keys) += rows (16, depth) times the transposed tile (keys, depth), `distance` bytes
+// from the one of the places. `fragment(step, a)` gives the rows, step by step.
+template <int keys, int distance = 0, class Element, int depth, class Fragment>
+MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
+                                     const LanePlaces<Element, depth>& places,
                                      const Fragment& fragment) {
-  const int lane = threadIdx.x % 32;
-  using KeyTile = Tile<Element, depth>;
-  const uint32_t first = keys_smem.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-  constexpr int steps = steps_of<Element, depth>;
+  using Places = LanePlaces<Element, depth>;
+  constexpr int steps = steps_of<Element, depth>, steps_a_line = Places::count;
   // Rows of more than 256 bytes are not held in registers: their steps need not be unrolled.
-  constexpr int unrolled = steps > 8 ? 4 : steps;
-#pragma unroll unrolled
-  for (int step = 0; step < steps; ++step) {
-    uint32_t a[4];
-    fragment(step, a);
-#pragma unroll
-    for (int n = 0; n < keys / 16; ++n) {
-      uint32_t b[4];
-      ldmatrix(b, KeyTile::advance(first, step * 2) + n * 16 * KeyTile::row_bytes);
-      Element::mma(scores[2 * n], a, b[0], b[1]);
-      Element::mma(scores[2 * n + 1], a, b[2], b[3]);
-    }
-    if constexpr (keys % 16 != 0) {
-      uint32_t b[2];
-      ldmatrix(b, keys_smem.piece(keys - 8 + lane % 8, step * 2 + lane / 8 % 2));
-      Element::mma(scores[keys / 8 - 1], a, b[0], b[1]);
-    }
+  constexpr int lines = steps / steps_a_line, unrolled_lines = steps > 8 ? 1 : lines;
+#pragma unroll unrolled_lines
+  for (int line = 0; line < lines; ++line) {
+    unrolled<steps_a_line>([&](auto step) {
+      uint32_t a[4];
+      fragment(line * steps_a_line + step, a);
+      const uint32_t place = places.places[step] + line * 128;
+      unrolled<keys / 16>([&](auto n) {
+        uint32_t b[4];
+        ldmatrix<distance + Places::offset(n * 16, 0)>(b, place);
+        Element::mma(scores[2 * n], a, b[0], b[1]);
+        Element::mma(scores[2 * n + 1], a, b[2], b[3]);
+      });
+      if constexpr (keys % 16 != 0) {
+        uint32_t b[2];
+        ldmatrix<distance + Places::offset(keys - 8, 0)>(b, place);
+        Element::mma(scores[keys / 8 - 1], a, b[0], b[1]);
+      }
+    });
   }
 }
 
-// b (depth, 16) from the rows of a tile, in the order of Element::left_operand.
+template <int keys, class Element, int depth, class Fragment>
+MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4], Tile<Element, depth> keys_smem,
+                                     const Fragment& fragment) {
+  multiply_transposed<keys>(scores, transposed_places(keys_smem), fragment);
+}
+
+// sums (16, columns) += a (16, depth) times the rows of a tile from `step` times depth on.
+template <int step, int distance, int columns, class Element, int tile_columns>
+MMER_DEVICE void accumulate_step(float (&sums)[columns / 8][4], const uint32_t (&a)[4],
+                                 const LanePlaces<Element, tile_columns>& places) {
+  using Places = LanePlaces<Element, tile_columns>;
+  unrolled<columns / 16>([&](auto n) {
+    uint32_t b[4];
+    ldmatrix_transposed<distance + Places::offset(step * 16, n)>(b, places.place(n));
+    Element::mma(sums[2 * n], a, b[0], b[1]);
+    Element::mma(sums[2 * n + 1], a, b[2], b[3]);
+  });
+}
+
+// b (depth, 16) of float32 from the rows of a tile, in the order of Element::left_operand.
 template <class Element, int columns>
-MMER_DEVICE void load_values(uint32_t (&b)[4], Tile<Element, columns> values_smem, int step,
-                             int first_column) {
+MMER_DEVICE void load_words(uint32_t (&b)[4], Tile<Element, columns> values_smem, int step,
+                            int first_column) {
   const int lane = threadIdx.x % 32;
-  if constexpr (Element::bytes == 2) {
-    const uint32_t first = values_smem.piece(lane % 16, lane / 16);
-    ldmatrix_transposed(
-        b, values_smem.advance(first, first_column / 8) + step * 16 * values_smem.row_bytes);
-  } else {
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      b[n] = load_shared_word(values_smem.element(step * 8 + lane % 4 * 2 + n % 2,
-                                                  first_column + n / 2 * 8 + lane / 4));
-    }
+  for (int n = 0; n < 4; ++n) {
+    b[n] = load_shared_word(values_smem.element(step * 8 + lane % 4 * 2 + n % 2,
+                                                first_column + n / 2 * 8 + lane / 4));
   }
 }
 
@@ -95,16 +162,25 @@ MMER_DEVICE void load_values(uint32_t (&b)[4], Tile<Element, columns> values_sme
 template <int keys, int columns, class Element, int tile_columns>
 MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
                             Tile<Element, tile_columns> values_smem, int first_column) {
+  if constexpr (Element::bytes == 2) {
+    const auto places = value_places(values_smem, first_column);
+    unrolled<steps_of<Element, keys>>([&](auto step) {
+      uint32_t a[4];
+      Element::left_operand(a, weights, step);
+      accumulate_step<step, 0, columns>(sums, a, places);
+    });
+  } else {
 #pragma unroll
-  for (int step = 0; step < steps_of<Element, keys>; ++step) {
-    uint32_t a[4];
-    Element::left_operand(a, weights, step);
+    for (int step = 0; step < steps_of<Element, keys>; ++step) {
+      uint32_t a[4];
+      Element::left_operand(a, weights, step);
 #pragma unroll
-    for (int n = 0; n < columns / 16; ++n) {
-      uint32_t b[4];
-      load_values(b, values_smem, step, first_column + n * 16);
-      Element::mma(sums[2 * n], a, b[0], b[1]);
-      Element::mma(sums[2 * n + 1], a, b[2], b[3]);
+      for (int n = 0; n < columns / 16; ++n) {
+        uint32_t b[4];
+        load_words(b, values_smem, step, first_column + n * 16);
+        Element::mma(sums[2 * n], a, b[0], b[1]);
+        Element::mma(sums[2 * n + 1], a, b[2], b[3]);
+      }
     }
   }
 }

@@ -32,6 +32,7 @@ _SOURCE_OF = {
     "key_backward": "owner_backward.cu",
     "shared_backward": "owner_backward.cu",
     "once_backward": "once_backward.cu",
+    "merge_gradients": "once_backward.cu",
 }
 _DEFINITIONS = {
     module.operator.DEFINITION.name: module.operator.DEFINITION

@@ -1,0 +1,155 @@
+// The gradients of the columns in once_backward: a warp's part of db (tile, columns) = dS^T a, or
+// of dv_b = P_a^T dO_a, from what all warps left in shared memory, added to what earlier rows gave.
+
+#pragma once
+
+#include "config.h"
+#include "products.h"
+
+namespace mmer::cuda {
+
+template <class Element, int columns, int row_class>
+struct OnceGradients {
+  static constexpr OnceConfig config = once_config(row_class);
+  static constexpr OnceSmem Smem{row_class, columns};
+  static constexpr int part_columns = config.part_columns(columns);
+  static constexpr int row_strips = config.part_rows(columns) / warp_rows;
+  static constexpr int values = row_strips * part_columns / 8;  // four floats each
+  using HeadTile = Tile<Element, columns>;
+
+  const OnceBackwardProblem& problem;
+  int batch_head;
+  bool of_scores;  // db, else dv_b
+  int tile_row, first_column;
+  float* parts_gmem;  // this thread's of the first tile
+  float gradient_rmem[row_strips][part_columns / 8][4];
+
+  MMER_DEVICE OnceGradients(const OnceBackwardProblem& problem, int batch_head, int group)
+      : problem(problem), batch_head(batch_head), parts_gmem(problem.parts) {
+    constexpr int warps = config.warps, column_parts = config.column_parts(columns);
+    const int warp = threadIdx.x / 32, part = warp % (warps / 2);
+    of_scores = warp >= warps / 2;
+    tile_row = part / column_parts * config.part_rows(columns);
+    first_column = part % column_parts * part_columns;
+    if (!parts_gmem) return;
+    parts_gmem += group * group_floats() + batch_head * head_floats() + warp * values * 128 +
+                  threadIdx.x % 32 * 4;
+  }
+
+  MMER_DEVICE void clear() {
+#pragma unroll
+    for (int m = 0; m < row_strips; ++m) set_zero(gradient_rmem[m]);
+  }
+
+  // What was kept of a tile of the columns; `act(sum, part)` takes it.
+  template <class Do>
+  MMER_DEVICE void fetch(int number, const Do& act) {
+    if (!exists(number)) return;
+    const float4* source_gmem = reinterpret_cast<const float4*>(parts_gmem + number * tile_floats);
+#pragma unroll
+    for (int m = 0; m < row_strips; ++m) {
+#pragma unroll
+      for (int n = 0; n < part_columns / 8; ++n) {
+        const float4 part = source_gmem[(m * (part_columns / 8) + n) * 32];
+        float(&sums)[4] = gradient_rmem[m][n];
+        act(sums[0], part.x);
+        act(sums[1], part.y);
+        act(sums[2], part.z);
+        act(sums[3], part.w);
+      }
+    }
+  }
+
+  // Adds what `rows_left` rows of the block give to the tile `number` of the columns.
+  MMER_DEVICE void add(uint32_t base, int number, int rows_left) {
+    if (!exists(number)) return;
+    const int lane = threadIdx.x % 32;
+    const HeadTile right_smem{base + (of_scores ? Smem.a : Smem.grad_out_a)};
+    auto right = value_places(right_smem, first_column);
+    right.keep();
+    const uint32_t weights = kept(base + Smem.weights + of_scores * Smem.weights_bytes +
+                                  (lane / 16 * 8 + lane % 8) * Smem.weights_stride + tile_row * 2 +
+                                  lane / 8 % 2 * 16);
+    unrolled<config.rows() / 16>([&](auto step) {
+      if (step * 16 >= rows_left) return;
+      constexpr int below = decltype(step)::value * 16;
+      uint32_t left[row_strips][4];
+      unrolled<row_strips>([&](auto m) {
+        ldmatrix_transposed<below * Smem.weights_stride + m * 32>(left[m], weights);
+      });
+      unrolled<part_columns / 16>([&](auto n) {
+        uint32_t b[4];
+        ldmatrix_transposed<right.offset(below, n)>(b, right.place(n));
+#pragma unroll
+        for (int m = 0; m < row_strips; ++m) {
+          Element::mma(gradient_rmem[m][2 * n], left[m], b[0], b[1]);
+          Element::mma(gradient_rmem[m][2 * n + 1], left[m], b[2], b[3]);
+        }
+      });
+    });
+  }
+
+  MMER_DEVICE void next_group() { parts_gmem += group_floats(); }
+
+  // For a later tile of rows, or for merge_gradients.
+  MMER_DEVICE void keep(int number) const {
+    if (!exists(number)) return;
+    float4* target_gmem = reinterpret_cast<float4*>(parts_gmem + number * tile_floats);
+#pragma unroll
+    for (int m = 0; m < row_strips; ++m) {
+#pragma unroll
+      for (int n = 0; n < part_columns / 8; ++n) {
+        const float(&sum)[4] = gradient_rmem[m][n];
+        target_gmem[(m * (part_columns / 8) + n) * 32] =
+            make_float4(sum[0], sum[1], sum[2], sum[3]);
+      }
+    }
+  }
+
+  // Rounded, through two tiles of shared memory: one for each of the two gradients.
+  MMER_DEVICE void store(uint32_t staging, int number) const {
+    if (!exists(number)) return;
+    const float scale = of_scores ? problem.grad_scale : 1.0f;
+    const Rows& target = of_scores ? problem.grad_columns : problem.grad_value_columns;
+    const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
+#pragma unroll
+    for (int m = 0; m < row_strips; ++m) {
+      const int row = tile_row + m * warp_rows;
+      store_warp_rows<part_columns>(
+          HeadTile{staging + of_scores * Smem.tile_bytes}, row, target, batch, head,
+          number * config.tile + row, problem.columns.time, first_column,
+          [&](int n, int e) { return gradient_rmem[m][n][e] * scale; });
+    }
+  }
+
+ private:
+  static constexpr int64_t tile_floats = 2 * config.tile * columns;
+
+  MMER_DEVICE int64_t head_floats() const {
+    return (problem.columns.time + config.tile - 1) / config.tile * tile_floats;
+  }
+  MMER_DEVICE int64_t group_floats() const {
+    return int64_t{problem.batch} * problem.heads * head_floats();
+  }
+  MMER_DEVICE bool exists(int number) const {
+    return number * config.tile + tile_row < problem.columns.time;
+  }
+};
+
+// The gradients of a tile of the columns, of what the groups of once_backward found.
+template <class Element, int columns, int row_class>
+MMER_DEVICE void merge_gradients(const OnceBackwardProblem& problem) {
+  extern __shared__ __align__(128) unsigned char smem[];
+  constexpr OnceConfig config = once_config(row_class);
+  const int tiles = (problem.columns.time + config.tile - 1) / config.tile;
+  const int batch_head = blockIdx.x / tiles, number = blockIdx.x % tiles;
+  OnceGradients<Element, columns, row_class> gradients(problem, batch_head, 0);
+  gradients.clear();
+  for (int group = 0; group < problem.groups; ++group) {
+    gradients.fetch(number, [](float& sum, float part) { sum += part; });
+    gradients.next_group();
+  }
+  gradients.store(shared_address(smem), number);
+}
+
+}  // namespace mmer::cuda
