@@ -59,6 +59,12 @@ MMER_DEVICE void flash_load(FlashTile target, const uint16_t* source, int head, 
   }
 }
 
+template <int offset>
+MMER_DEVICE void add_global(float* pointer, float value) {
+  asm volatile("red.global.add.f32 [%0+%2], %1;" ::"l"(pointer), "f"(value), "n"(offset)
+               : "memory");
+}
+
 MMER_DEVICE Rows flash_target(uint16_t* data, int length) {
   return {data, 0, int64_t{length} * flash_columns, flash_columns, flash_columns, 1, 0};
 }
@@ -75,6 +81,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const int blocks = (problem.queries + rows - 1) / rows;
   const int head = blockIdx.x / blocks, row = blockIdx.x % blocks * rows;
 
+  const uint32_t stages = base + rows * columns * 2;
   const auto load_tile = [&](int number) {
     const uint32_t stage = stages + number % 2 * 2 * tile_bytes;
     flash_load(HeadTile{stage}, problem.key, head, number * tile, problem.keys);
@@ -84,7 +91,6 @@ extern "C" __global__ void __launch_bounds__(128)
   load_tile(0);
   cp_async_commit();
 
-  const uint32_t stages = base + rows * columns * 2;
   const LanePlaces first_keys = transposed_places(HeadTile{stages});
   const LanePlaces first_values = value_places(HeadTile{stages + tile_bytes});
   const int tiles = (problem.keys + tile - 1) / tile;
@@ -103,10 +109,12 @@ extern "C" __global__ void __launch_bounds__(128)
       }
     }
     if (row + warp_row < problem.queries) {
-      const uint32_t stage = base + rows * columns * 2 + number % 2 * 2 * tile_bytes;
+      LanePlaces keys = first_keys, values = first_values;
+      keys.move(number % 2 * 2 * tile_bytes);
+      values.move(number % 2 * 2 * tile_bytes);
       float scores_rmem[tile / 8][4];
       set_zero(scores_rmem);
-      multiply_transposed<tile>(scores_rmem, HeadTile{stage}, [&](int step, uint32_t (&a)[4]) {
+      multiply_transposed<tile>(scores_rmem, keys, [&](int step, uint32_t (&a)[4]) {
 #pragma unroll
         for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
       });
@@ -146,7 +154,11 @@ extern "C" __global__ void __launch_bounds__(128)
           }
         }
       }
-      accumulate<tile, columns>(out_rmem, scores_rmem, HeadTile{stage + tile_bytes}, 0);
+      unrolled<tile / 16>([&](auto step) {
+        uint32_t weights[4];
+        bfloat16::left_operand(weights, scores_rmem, step);
+        accumulate_step<decltype(step)::value, 0, columns>(out_rmem, weights, values);
+      });
     }
     __syncthreads();
   }
@@ -198,8 +210,8 @@ extern "C" __global__ void __launch_bounds__(128)
   const HeadTile k_smem{base}, v_smem{base + tile_bytes};
   const uint32_t stages = base + 2 * tile_bytes, grad_scores = stages + 4 * tile_bytes;
   // Two stages of both.
-  float* lse_smem = reinterpret_cast<float*>(smem + 6 * tile_bytes + rows * grad_stride);
-  float* delta_smem = lse_smem + 2 * tile;
+  float* minus_lse_smem = reinterpret_cast<float*>(smem + 6 * tile_bytes + rows * grad_stride);
+  float* minus_delta_smem = minus_lse_smem + 2 * tile;
   const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
   const int blocks = (problem.keys + rows - 1) / rows;
   const int head = blockIdx.x / blocks, row = blockIdx.x % blocks * rows;
@@ -213,8 +225,8 @@ extern "C" __global__ void __launch_bounds__(128)
     if (threadIdx.x < tile) {
       const int step = first + threadIdx.x, place = number % 2 * tile + threadIdx.x;
       const bool inside = step < problem.queries;
-      lse_smem[place] = inside ? problem.lse[first_of_head + step] * log2_e : infinity;
-      delta_smem[place] = inside ? problem.delta[first_of_head + step] : 0.0f;
+      minus_lse_smem[place] = inside ? problem.lse[first_of_head + step] * -log2_e : -infinity;
+      minus_delta_smem[place] = inside ? -problem.delta[first_of_head + step] : 0.0f;
     }
   };
   flash_load(k_smem, problem.key, head, row, problem.keys);
@@ -222,6 +234,14 @@ extern "C" __global__ void __launch_bounds__(128)
   load_tile(0);
   cp_async_commit();
 
+  const LanePlaces first_queries = transposed_places(HeadTile{stages});
+  const LanePlaces first_values = value_places(HeadTile{stages});
+  LanePlaces keys = value_places(k_smem);
+  keys.keep();
+  const uint32_t grad_place =
+      kept(grad_scores + (lane / 16 * 8 + lane % 8) * grad_stride + warp_row * 2 + lane / 8 % 2 * 16);
+  const uint32_t pair_place =
+      kept(grad_scores + (warp_row + lane / 4) * grad_stride + lane % 4 * 4);
   const int tiles = (problem.queries + tile - 1) / tile;
   uint32_t k_rmem[columns / 16][4], v_rmem[columns / 16][4];
   float grad_key_rmem[columns / 8][4], grad_value_rmem[columns / 8][4];
@@ -239,77 +259,78 @@ extern "C" __global__ void __launch_bounds__(128)
         load_fragment(v_rmem[step], v_smem, warp_row, step);
       }
     }
-    const uint32_t stage = stages + number % 2 * 2 * tile_bytes;
-    const HeadTile q_smem{stage}, grad_smem{stage + tile_bytes};
-    const float* tile_lse = lse_smem + number % 2 * tile;
-    const float* tile_delta = delta_smem + number % 2 * tile;
-    // Where a lane has the first of its columns, 2 (lane % 4) of eight.
-    const auto pair_of = [&](const float* values, int n) {
-      return *reinterpret_cast<const float2*>(values + n * 8 + lane % 4 * 2);
+    LanePlaces queries = first_queries, values = first_values;
+    queries.move(number % 2 * 2 * tile_bytes);
+    values.move(number % 2 * 2 * tile_bytes);
+    // A lane has the first of its columns, 2 (lane % 4) of eight, here.
+    const int pair = number % 2 * tile + lane % 4 * 2;
+    const auto pair_of = [&](const float* values_smem, int n) {
+      return *reinterpret_cast<const float2*>(values_smem + pair + n * 8);
     };
     // S^T (16, queries) and its gradient of P, which starts at minus delta.
     float weights_rmem[tile / 8][4], grad_scores_rmem[tile / 8][4];
     set_zero(weights_rmem);
-    multiply_transposed<tile>(weights_rmem, q_smem, [&](int step, uint32_t (&a)[4]) {
+    multiply_transposed<tile>(weights_rmem, queries, [&](int step, uint32_t (&a)[4]) {
 #pragma unroll
       for (int n = 0; n < 4; ++n) a[n] = k_rmem[step][n];
     });
 #pragma unroll
     for (int n = 0; n < tile / 8; ++n) {
-      const float2 delta = pair_of(tile_delta, n);
-      grad_scores_rmem[n][0] = grad_scores_rmem[n][2] = -delta.x;
-      grad_scores_rmem[n][1] = grad_scores_rmem[n][3] = -delta.y;
+      const float2 delta = pair_of(minus_delta_smem, n);
+      grad_scores_rmem[n][0] = grad_scores_rmem[n][2] = delta.x;
+      grad_scores_rmem[n][1] = grad_scores_rmem[n][3] = delta.y;
     }
-    multiply_transposed<tile>(grad_scores_rmem, grad_smem, [&](int step, uint32_t (&a)[4]) {
+    multiply_transposed<tile, tile_bytes>(grad_scores_rmem, queries,
+                                          [&](int step, uint32_t (&a)[4]) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) a[n] = v_rmem[step][n];
-    });
-    const uint32_t pair_place = grad_scores + (warp_row + lane / 4) * grad_stride + lane % 4 * 4;
-#pragma unroll
-    for (int n = 0; n < tile / 8; ++n) {
-      const float2 lse = pair_of(tile_lse, n);
+                                            for (int n = 0; n < 4; ++n) a[n] = v_rmem[step][n];
+                                          });
+    uint32_t words[tile / 8][2];  // of dS^T
+    unrolled<tile / 8>([&](auto n) {
+      const float2 lse = pair_of(minus_lse_smem, n);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         weights_rmem[n][e] =
-            exp2_fast(fmaf(weights_rmem[n][e], problem.scale, e % 2 ? -lse.y : -lse.x));
+            exp2_fast(fmaf(weights_rmem[n][e], problem.scale, e % 2 ? lse.y : lse.x));
         grad_scores_rmem[n][e] *= weights_rmem[n][e];
       }
-      store_shared<0>(pair_place + n * 16,
-                      bfloat16::pack(grad_scores_rmem[n][0], grad_scores_rmem[n][1]));
-      store_shared<8 * grad_stride>(pair_place + n * 16,
-                                    bfloat16::pack(grad_scores_rmem[n][2], grad_scores_rmem[n][3]));
-    }
-    accumulate<tile, columns>(grad_value_rmem, weights_rmem, grad_smem, 0);
-    accumulate<tile, columns>(grad_key_rmem, grad_scores_rmem, q_smem, 0);
+      words[n][0] = bfloat16::pack(grad_scores_rmem[n][0], grad_scores_rmem[n][1]);
+      words[n][1] = bfloat16::pack(grad_scores_rmem[n][2], grad_scores_rmem[n][3]);
+      constexpr int place = decltype(n)::value * 16;
+      store_shared<place>(pair_place, words[n][0]);
+      store_shared<place + 8 * grad_stride>(pair_place, words[n][1]);
+    });
+    unrolled<tile / 16>([&](auto step) {
+      constexpr int number = decltype(step)::value;
+      uint32_t a[4];
+      bfloat16::left_operand(a, weights_rmem, step);
+      accumulate_step<number, tile_bytes, columns>(grad_value_rmem, a, values);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) a[n] = words[2 * step + n / 2][n % 2];
+      accumulate_step<number, 0, columns>(grad_key_rmem, a, values);
+    });
     __syncthreads();
     // (16 queries, columns) = dS (16, keys) k (keys, columns)
     if (number * tile + warp_row < problem.queries) {
       float grad_query_rmem[columns / 8][4];
       set_zero(grad_query_rmem);
-      const uint32_t first =
-          grad_scores + (lane / 16 * 8 + lane % 8) * grad_stride + warp_row * 2 + lane / 8 % 2 * 16;
-#pragma unroll
-      for (int step = 0; step < rows / 16; ++step) {
+      unrolled<rows / 16>([&](auto step) {
+        constexpr int number = decltype(step)::value;
         uint32_t a[4];
-        ldmatrix_transposed(a, first + step * 16 * grad_stride);
-#pragma unroll
-        for (int n = 0; n < columns / 16; ++n) {
-          uint32_t b[4];
-          load_values(b, k_smem, step, n * 16);
-          bfloat16::mma(grad_query_rmem[2 * n], a, b[0], b[1]);
-          bfloat16::mma(grad_query_rmem[2 * n + 1], a, b[2], b[3]);
-        }
-      }
+        ldmatrix_transposed<number * 16 * grad_stride>(a, grad_place);
+        accumulate_step<number, 0, columns>(grad_query_rmem, a, keys);
+      });
+      const int query = number * tile + warp_row + lane / 4;
+      float* sum_gmem = problem.grad_query_sum + (first_of_head + query) * columns + lane % 4 * 2;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int query = number * tile + warp_row + half * 8 + lane / 4;
-        if (query >= problem.queries) continue;
-        float* sum_gmem = problem.grad_query_sum + (first_of_head + query) * columns + lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < columns / 8; ++n) {
-          atomicAdd(sum_gmem + n * 8, grad_query_rmem[n][2 * half]);
-          atomicAdd(sum_gmem + n * 8 + 1, grad_query_rmem[n][2 * half + 1]);
-        }
+        if (query + half * 8 >= problem.queries) break;
+        unrolled<columns / 8>([&](auto n) {
+          constexpr int place = decltype(n)::value * 32;
+          add_global<place>(sum_gmem, grad_query_rmem[n][2 * half]);
+          add_global<place + 4>(sum_gmem, grad_query_rmem[n][2 * half + 1]);
+        });
+        sum_gmem += 8 * columns;
       }
     }
     __syncthreads();

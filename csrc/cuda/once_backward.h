@@ -72,10 +72,16 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
   const float hidden_row = problem.scale < 0.0f ? 1e30f : -1e30f;
   // A softmax over one step is constant. To find that from differences would leave their rounding.
   const bool constant_of_a = column_side.time == 1, constant_of_b = row_side.time == 1;
-  const LanePlaces a_places = left_places(a_smem, warp_row);
-  const LanePlaces first_b_places = transposed_places(HeadTile{base + Smem.stages});
-  const LanePlaces first_b_values = value_places(HeadTile{base + Smem.stages});
-  OnceGradients<Element, columns, row_class> gradients(problem, batch_head, group);
+  LanePlaces a_places = left_places(a_smem, warp_row);
+  LanePlaces b_places = transposed_places(HeadTile{base + Smem.stages});
+  LanePlaces b_values = value_places(HeadTile{base + Smem.stages});
+  a_places.keep();
+  b_places.keep();
+  b_values.keep();
+  // P_a and dS (rows, tile) go to shared memory.
+  const uint32_t pair_place = kept(base + Smem.weights +
+                                   (warp_row + lane / 4) * Smem.weights_stride + lane % 4 * 4);
+  OnceGradients<Element, columns, row_class> gradients(problem, base, batch_head, group);
 
   int stage = 0;
   load_tile(0, stage);
@@ -113,8 +119,6 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
       cp_async_commit();
 
       if (warp_row < rows_left) {
-        LanePlaces b_places = first_b_places;
-        b_places.move(stage * Smem.stage_bytes);
         // Of the columns 8 n + 2 (lane % 4) and the next, which a lane holds.
         const float* pairs_smem = states_smem + (stage * tile + lane % 4 * 2) * 2;
         // S (16, tile) = a b^T, and the gradients of both P, which start at minus the corrections:
@@ -158,9 +162,6 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
           }
           factor = 1.0f;
         }
-        // P_a and dS (rows, tile) go to shared memory.
-        const uint32_t pair_place =
-            base + Smem.weights + (warp_row + lane / 4) * Smem.weights_stride + lane % 4 * 4;
         uint32_t of_columns[tile / 8][2], grad_scores[tile / 8][2];  // P_b and dS, rounded
         unrolled<tile / 8>([&](auto n) {
           constexpr int number = decltype(n)::value;
@@ -185,8 +186,6 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
           store_shared<Smem.weights_bytes + place>(pair_place, grad_scores[n][0]);
           store_shared<Smem.weights_bytes + below>(pair_place, grad_scores[n][1]);
         });
-        LanePlaces b_values = first_b_values;
-        b_values.move(stage * Smem.stage_bytes);
         unrolled<tile / 16>([&](auto step) {
           const auto left_operand = [&](uint32_t (&a)[4], const uint32_t (&words)[tile / 8][2]) {
 #pragma unroll
@@ -205,12 +204,14 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
         gradients.fetch(number, [](float& sum, float part) { sum = part; });
       }
       __syncthreads();
-      gradients.add(base, number, rows_left);
+      gradients.add(number, rows_left);
       if (problem.groups == 1 && row_tile + 1 == end_row_tile) {
         gradients.store(base + Smem.stages + stage * Smem.stage_bytes, number);
       } else {
         gradients.keep(number);
       }
+      b_places.move(stage ? -Smem.stage_bytes : Smem.stage_bytes);
+      b_values.move(stage ? -Smem.stage_bytes : Smem.stage_bytes);
     }
     // Others still read the rows' tiles.
     __syncthreads();

@@ -12,6 +12,7 @@ template <class Element, int columns, int row_class>
 struct OnceGradients {
   static constexpr OnceConfig config = once_config(row_class);
   static constexpr OnceSmem Smem{row_class, columns};
+  static constexpr int column_parts = config.column_parts(columns);
   static constexpr int part_columns = config.part_columns(columns);
   static constexpr int row_strips = config.part_rows(columns) / warp_rows;
   static constexpr int values = row_strips * part_columns / 8;  // four floats each
@@ -21,19 +22,28 @@ struct OnceGradients {
   int batch_head;
   bool of_scores;  // db, else dv_b
   int tile_row, first_column;
+  LanePlaces<Element, columns> right;
+  uint32_t weights_place;
   float* parts_gmem;  // this thread's of the first tile
   float gradient_rmem[row_strips][part_columns / 8][4];
 
-  MMER_DEVICE OnceGradients(const OnceBackwardProblem& problem, int batch_head, int group)
-      : problem(problem), batch_head(batch_head), parts_gmem(problem.parts) {
-    constexpr int warps = config.warps, column_parts = config.column_parts(columns);
-    const int warp = threadIdx.x / 32, part = warp % (warps / 2);
-    of_scores = warp >= warps / 2;
-    tile_row = part / column_parts * config.part_rows(columns);
-    first_column = part % column_parts * part_columns;
+  MMER_DEVICE OnceGradients(const OnceBackwardProblem& problem, uint32_t base, int batch_head,
+                            int group)
+      : problem(problem),
+        batch_head(batch_head),
+        of_scores(warp() >= config.warps / 2),
+        tile_row(part() / column_parts * config.part_rows(columns)),
+        first_column(part() % column_parts * part_columns),
+        right(value_places(HeadTile{base + (of_scores ? Smem.a : Smem.grad_out_a)}, first_column)),
+        parts_gmem(problem.parts) {
+    const int lane = threadIdx.x % 32;
+    weights_place = kept(base + Smem.weights + of_scores * Smem.weights_bytes +
+                         (lane / 16 * 8 + lane % 8) * Smem.weights_stride + tile_row * 2 +
+                         lane / 8 % 2 * 16);
+    right.keep();
     if (!parts_gmem) return;
-    parts_gmem += group * group_floats() + batch_head * head_floats() + warp * values * 128 +
-                  threadIdx.x % 32 * 4;
+    parts_gmem +=
+        group * group_floats() + batch_head * head_floats() + warp() * values * 128 + lane * 4;
   }
 
   MMER_DEVICE void clear() {
@@ -61,21 +71,14 @@ struct OnceGradients {
   }
 
   // Adds what `rows_left` rows of the block give to the tile `number` of the columns.
-  MMER_DEVICE void add(uint32_t base, int number, int rows_left) {
+  MMER_DEVICE void add(int number, int rows_left) {
     if (!exists(number)) return;
-    const int lane = threadIdx.x % 32;
-    const HeadTile right_smem{base + (of_scores ? Smem.a : Smem.grad_out_a)};
-    auto right = value_places(right_smem, first_column);
-    right.keep();
-    const uint32_t weights = kept(base + Smem.weights + of_scores * Smem.weights_bytes +
-                                  (lane / 16 * 8 + lane % 8) * Smem.weights_stride + tile_row * 2 +
-                                  lane / 8 % 2 * 16);
     unrolled<config.rows() / 16>([&](auto step) {
       if (step * 16 >= rows_left) return;
       constexpr int below = decltype(step)::value * 16;
       uint32_t left[row_strips][4];
       unrolled<row_strips>([&](auto m) {
-        ldmatrix_transposed<below * Smem.weights_stride + m * 32>(left[m], weights);
+        ldmatrix_transposed<below * Smem.weights_stride + m * 32>(left[m], weights_place);
       });
       unrolled<part_columns / 16>([&](auto n) {
         uint32_t b[4];
@@ -125,6 +128,8 @@ struct OnceGradients {
  private:
   static constexpr int64_t tile_floats = 2 * config.tile * columns;
 
+  static MMER_DEVICE int warp() { return threadIdx.x / 32; }
+  static MMER_DEVICE int part() { return warp() % (config.warps / 2); }
   MMER_DEVICE int64_t head_floats() const {
     return (problem.columns.time + config.tile - 1) / config.tile * tile_floats;
   }
@@ -143,7 +148,7 @@ MMER_DEVICE void merge_gradients(const OnceBackwardProblem& problem) {
   constexpr OnceConfig config = once_config(row_class);
   const int tiles = (problem.columns.time + config.tile - 1) / config.tile;
   const int batch_head = blockIdx.x / tiles, number = blockIdx.x % tiles;
-  OnceGradients<Element, columns, row_class> gradients(problem, batch_head, 0);
+  OnceGradients<Element, columns, row_class> gradients(problem, shared_address(smem), batch_head, 0);
   gradients.clear();
   for (int group = 0; group < problem.groups; ++group) {
     gradients.fetch(number, [](float& sum, float part) { sum += part; });
