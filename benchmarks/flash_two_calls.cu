@@ -238,8 +238,8 @@ extern "C" __global__ void __launch_bounds__(128)
   const LanePlaces first_values = value_places(HeadTile{stages});
   LanePlaces keys = value_places(k_smem);
   keys.keep();
-  const uint32_t grad_place =
-      kept(grad_scores + (lane / 16 * 8 + lane % 8) * grad_stride + warp_row * 2 + lane / 8 % 2 * 16);
+  const uint32_t grad_place = kept(grad_scores + (lane / 16 * 8 + lane % 8) * grad_stride +
+                                   warp_row * 2 + lane / 8 % 2 * 16);
   const uint32_t pair_place =
       kept(grad_scores + (warp_row + lane / 4) * grad_stride + lane % 4 * 4);
   const int tiles = (problem.queries + tile - 1) / tile;
@@ -344,6 +344,23 @@ extern "C" __global__ void __launch_bounds__(128)
   };
   store(problem.grad_key, grad_key_rmem, problem.grad_scale);
   store(problem.grad_value, grad_value_rmem, 1.0f);
+}
+
+// What two calls leave is two gradients of each qk, which autograd adds up: eight lanes for each row.
+extern "C" __global__ void __launch_bounds__(128)
+    flash_add(const __grid_constant__ FlashRowsProblem problem) {
+  const int64_t row = (int64_t{blockIdx.x} * flash_threads + threadIdx.x) / 8;
+  if (row >= problem.rows) return;
+  const int64_t place = row * flash_columns + threadIdx.x % 8 * 8;
+  const uint4 first = *reinterpret_cast<const uint4*>(problem.out + place);
+  const uint4 second = *reinterpret_cast<const uint4*>(problem.grad_out + place);
+  float sums[8];
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    sums[n] = bfloat16::unpack(element_of<bfloat16>(first, n)) +
+              bfloat16::unpack(element_of<bfloat16>(second, n));
+  }
+  store_global(problem.rounded + place, bfloat16::piece(sums));
 }
 
 // The gradient of the queries, rounded: eight lanes for each row.

@@ -196,7 +196,7 @@ struct OnceSmem {
 constexpr int small_kernel_threads = 128;
 // The small kernels that take rows: lanes for each row, and rows of a block. Few lanes, as what a
 // row costs beside its elements is more than these.
-constexpr int row_lanes = 4;
+constexpr int row_lanes = 2;
 constexpr int block_rows = small_kernel_threads / row_lanes;
 
 }  // namespace mmer::cuda

@@ -15,41 +15,39 @@ struct OnceGradients {
   static constexpr int column_parts = config.column_parts(columns);
   static constexpr int part_columns = config.part_columns(columns);
   static constexpr int row_strips = config.part_rows(columns) / warp_rows;
-  static constexpr int values = row_strips * part_columns / 8;  // four floats each
+  static constexpr int strip_values = part_columns / 8, values = row_strips * strip_values;
   using HeadTile = Tile<Element, columns>;
 
   const OnceBackwardProblem& problem;
-  int batch_head;
+  int batch, head;
   bool of_scores;  // db, else dv_b
   int tile_row, first_column;
   LanePlaces<Element, columns> right;
   uint32_t weights_place;
-  float* parts_gmem;  // this thread's of the first tile
-  float gradient_rmem[row_strips][part_columns / 8][4];
+  float* parts_gmem;               // this thread's of the first tile
+  float gradient_rmem[values][4];  // one strip of 16 rows after the other
 
-  MMER_DEVICE OnceGradients(const OnceBackwardProblem& problem, uint32_t base, int batch_head,
+  MMER_DEVICE OnceGradients(const OnceBackwardProblem& problem, uint32_t base, int batch, int head,
                             int group)
       : problem(problem),
-        batch_head(batch_head),
+        batch(batch),
+        head(head),
         of_scores(warp() >= config.warps / 2),
         tile_row(part() / column_parts * config.part_rows(columns)),
         first_column(part() % column_parts * part_columns),
         right(value_places(HeadTile{base + (of_scores ? Smem.a : Smem.grad_out_a)}, first_column)),
         parts_gmem(problem.parts) {
     const int lane = threadIdx.x % 32;
-    weights_place = kept(base + Smem.weights + of_scores * Smem.weights_bytes +
-                         (lane / 16 * 8 + lane % 8) * Smem.weights_stride + tile_row * 2 +
-                         lane / 8 % 2 * 16);
+    weights_place =
+        kept(base + Smem.weights + of_scores * Smem.weights_bytes +
+             (lane / 16 * 8 + lane % 8) * Smem.weights_stride + tile_row * 2 + lane / 8 % 2 * 16);
     right.keep();
     if (!parts_gmem) return;
-    parts_gmem +=
-        group * group_floats() + batch_head * head_floats() + warp() * values * 128 + lane * 4;
+    parts_gmem += group * group_floats() + (batch * problem.heads + head) * head_floats() +
+                  warp() * values * 128 + lane * 4;
   }
 
-  MMER_DEVICE void clear() {
-#pragma unroll
-    for (int m = 0; m < row_strips; ++m) set_zero(gradient_rmem[m]);
-  }
+  MMER_DEVICE void clear() { set_zero(gradient_rmem); }
 
   // What was kept of a tile of the columns; `act(sum, part)` takes it.
   template <class Do>
@@ -57,39 +55,26 @@ struct OnceGradients {
     if (!exists(number)) return;
     const float4* source_gmem = reinterpret_cast<const float4*>(parts_gmem + number * tile_floats);
 #pragma unroll
-    for (int m = 0; m < row_strips; ++m) {
-#pragma unroll
-      for (int n = 0; n < part_columns / 8; ++n) {
-        const float4 part = source_gmem[(m * (part_columns / 8) + n) * 32];
-        float(&sums)[4] = gradient_rmem[m][n];
-        act(sums[0], part.x);
-        act(sums[1], part.y);
-        act(sums[2], part.z);
-        act(sums[3], part.w);
-      }
+    for (int n = 0; n < values; ++n) {
+      const float4 part = source_gmem[n * 32];
+      act(gradient_rmem[n][0], part.x);
+      act(gradient_rmem[n][1], part.y);
+      act(gradient_rmem[n][2], part.z);
+      act(gradient_rmem[n][3], part.w);
     }
   }
 
-  // Adds what `rows_left` rows of the block give to the tile `number` of the columns.
+  // Adds what `rows_left` rows of the block give to the tile `number` of the columns:
+  // (part_rows, part_columns) = P_a^T (part_rows, rows) dO_a (rows, part_columns), or dS^T a.
   MMER_DEVICE void add(int number, int rows_left) {
     if (!exists(number)) return;
-    unrolled<config.rows() / 16>([&](auto step) {
-      if (step * 16 >= rows_left) return;
-      constexpr int below = decltype(step)::value * 16;
-      uint32_t left[row_strips][4];
-      unrolled<row_strips>([&](auto m) {
-        ldmatrix_transposed<below * Smem.weights_stride + m * 32>(left[m], weights_place);
+    if (rows_left >= config.rows()) {
+      unrolled<config.rows() / 16>([&](auto step) { add_step(step); });
+    } else {
+      unrolled<config.rows() / 16>([&](auto step) {
+        if (step * 16 < rows_left) add_step(step);
       });
-      unrolled<part_columns / 16>([&](auto n) {
-        uint32_t b[4];
-        ldmatrix_transposed<right.offset(below, n)>(b, right.place(n));
-#pragma unroll
-        for (int m = 0; m < row_strips; ++m) {
-          Element::mma(gradient_rmem[m][2 * n], left[m], b[0], b[1]);
-          Element::mma(gradient_rmem[m][2 * n + 1], left[m], b[2], b[3]);
-        }
-      });
-    });
+    }
   }
 
   MMER_DEVICE void next_group() { parts_gmem += group_floats(); }
@@ -99,13 +84,9 @@ struct OnceGradients {
     if (!exists(number)) return;
     float4* target_gmem = reinterpret_cast<float4*>(parts_gmem + number * tile_floats);
 #pragma unroll
-    for (int m = 0; m < row_strips; ++m) {
-#pragma unroll
-      for (int n = 0; n < part_columns / 8; ++n) {
-        const float(&sum)[4] = gradient_rmem[m][n];
-        target_gmem[(m * (part_columns / 8) + n) * 32] =
-            make_float4(sum[0], sum[1], sum[2], sum[3]);
-      }
+    for (int n = 0; n < values; ++n) {
+      const float (&sum)[4] = gradient_rmem[n];
+      target_gmem[n * 32] = make_float4(sum[0], sum[1], sum[2], sum[3]);
     }
   }
 
@@ -114,18 +95,31 @@ struct OnceGradients {
     if (!exists(number)) return;
     const float scale = of_scores ? problem.grad_scale : 1.0f;
     const Rows& target = of_scores ? problem.grad_columns : problem.grad_value_columns;
-    const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
-#pragma unroll
-    for (int m = 0; m < row_strips; ++m) {
-      const int row = tile_row + m * warp_rows;
-      store_warp_rows<part_columns>(
-          HeadTile{staging + of_scores * Smem.tile_bytes}, row, target, batch, head,
-          number * config.tile + row, problem.columns.time, first_column,
-          [&](int n, int e) { return gradient_rmem[m][n][e] * scale; });
-    }
+    store_warp_rows<part_columns, row_strips>(
+        HeadTile{staging + of_scores * Smem.tile_bytes}, tile_row, target, batch, head,
+        number * config.tile + tile_row, problem.columns.time, first_column,
+        [&](int n, int e) { return gradient_rmem[n][e] * scale; });
   }
 
  private:
+  // 16 rows of the block.
+  template <int step>
+  MMER_DEVICE void add_step(std::integral_constant<int, step>) {
+    uint32_t left[row_strips][4];
+    unrolled<row_strips>([&](auto m) {
+      ldmatrix_transposed<step * 16 * Smem.weights_stride + m * 32>(left[m], weights_place);
+    });
+    unrolled<part_columns / 16>([&](auto n) {
+      uint32_t b[4];
+      ldmatrix_transposed<right.offset(step * 16, n)>(b, right.place(n));
+#pragma unroll
+      for (int m = 0; m < row_strips; ++m) {
+        Element::mma(gradient_rmem[m * strip_values + 2 * n], left[m], b[0], b[1]);
+        Element::mma(gradient_rmem[m * strip_values + 2 * n + 1], left[m], b[2], b[3]);
+      }
+    });
+  }
+
   static constexpr int64_t tile_floats = 2 * config.tile * columns;
 
   static MMER_DEVICE int warp() { return threadIdx.x / 32; }
@@ -148,7 +142,8 @@ MMER_DEVICE void merge_gradients(const OnceBackwardProblem& problem) {
   constexpr OnceConfig config = once_config(row_class);
   const int tiles = (problem.columns.time + config.tile - 1) / config.tile;
   const int batch_head = blockIdx.x / tiles, number = blockIdx.x % tiles;
-  OnceGradients<Element, columns, row_class> gradients(problem, shared_address(smem), batch_head, 0);
+  OnceGradients<Element, columns, row_class> gradients(
+      problem, shared_address(smem), batch_head / problem.heads, batch_head % problem.heads, 0);
   gradients.clear();
   for (int group = 0; group < problem.groups; ++group) {
     gradients.fetch(number, [](float& sum, float part) { sum += part; });

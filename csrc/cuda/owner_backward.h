@@ -13,6 +13,7 @@
 #include "config.h"
 #include "dropout.h"
 #include "products.h"
+#include "side_loader.h"
 #include "visible.h"
 
 namespace mmer::cuda {
@@ -35,13 +36,6 @@ struct BackwardSmem {
   static constexpr int sums = correction + 8 * config.tile;  // one float a warp
   static constexpr int flags = sums + 4 * config.warps;
 };
-
-// The state of a query, (log-sum-exp, correction); infinite and 0 beyond the end.
-MMER_DEVICE float2 state_of(const Side& side, int batch_head, int step) {
-  if (step >= side.time) return make_float2(infinity, 0.0f);
-  const float2* state_gmem = reinterpret_cast<const float2*>(side.state);
-  return state_gmem[static_cast<int64_t>(batch_head) * side.time + step];
-}
 
 // log2 of what a step stands for: 0 for a token, -inf if it is padded.
 struct Weighting {

@@ -27,9 +27,9 @@ OnceBackwardForm once_backward_form(const PairCall& call, const Shape& shape,
   int64_t fewest = std::numeric_limits<int64_t>::max();
   for (int groups = 1; groups <= std::min(form.row_tiles, most_once_groups); ++groups) {
     const int64_t tiles_a_group = tiles_of(form.row_tiles, groups);
-    const int64_t busiest =
-        tiles_of(shape.batch_heads() * tiles_of(form.row_tiles, tiles_a_group), device.multiprocessors) *
-        tiles_a_group;
+    const int64_t busiest = tiles_of(shape.batch_heads() * tiles_of(form.row_tiles, tiles_a_group),
+                                     device.multiprocessors) *
+                            tiles_a_group;
     if (busiest >= fewest) continue;
     fewest = busiest;
     form.tiles_a_group = static_cast<int>(tiles_a_group);
@@ -62,8 +62,8 @@ std::vector<Plan> once_backward_plans(const BackwardProblem& owners, const Shape
   const OnceSmem smem(form.row_class, shape.columns);
   const int64_t tiles = shape.batch_heads() * tiles_of(columns.own.time, config.tile);
   if (form.row_tiles > 1) {
-    problem.parts = static_cast<float*>(allocate(form.groups * tiles * 2 * config.tile *
-                                                 shape.columns * sizeof(float)));
+    problem.parts = static_cast<float*>(
+        allocate(form.groups * tiles * 2 * config.tile * shape.columns * sizeof(float)));
   }
   const auto plan = [&](KernelRole role, int64_t blocks, int64_t shared_bytes) {
     return make_plan({role, options.element, shape.columns, false, form.row_class}, blocks,

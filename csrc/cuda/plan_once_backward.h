@@ -12,11 +12,12 @@ namespace mmer::cuda {
 //   up to 64       the shorter side, 64   its gradients stay in registers, and those of the columns
 //                                         are whole after each tile
 //   up to 128      the shorter side, 128  the same
-//   longer         tiles of the longer    more groups; the columns' gradients pass through float32 in
+//   longer         tiles of the longer    more groups; the columns' gradients pass through float32
+//   in
 //                  side, 128              global memory, as often as FlashAttention-2's queries'
 //
-// Groups of row tiles share a head where heads alone would leave multiprocessors idle. 128 rows take
-// 133 KiB of shared memory at 64 columns: 8.6, 8.9 and 12.0 take 64 in their place.
+// Groups of row tiles share a head where heads alone would leave multiprocessors idle. 128 rows
+// take 133 KiB of shared memory at 64 columns: 8.6, 8.9 and 12.0 take 64 in their place.
 struct OnceBackwardForm {
   int row_class;  // 0: not for this call
   bool a_is_rows;

@@ -139,8 +139,8 @@ struct OnceBackwardProblem {
   int32_t row_tiles, groups, tiles_a_group;
   int32_t unused;
   // The gradients of the columns and of their values, while they are added up or if each of several
-  // groups has its own: (groups, batch * heads, tiles of columns, 2 tile * class of head dimensions)
-  // in the order in which the threads hold them. nullptr: one tile of rows.
+  // groups has its own: (groups, batch * heads, tiles of columns, 2 tile * class of head
+  // dimensions) in the order in which the threads hold them. nullptr: one tile of rows.
   float* parts;
 };
 

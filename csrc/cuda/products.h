@@ -54,9 +54,7 @@ struct LanePlaces {
   }
   // Of the 32 bytes `pair` of a row, counted from the first place's.
   MMER_DEVICE uint32_t place(int pair) const { return places[pair % count]; }
-  static constexpr int offset(int row, int pair) {
-    return row * row_bytes + pair / count * 128;
-  }
+  static constexpr int offset(int row, int pair) { return row * row_bytes + pair / count * 128; }
 };
 
 // Of the left factor (16, columns), rows of a tile from `first_row` on.
@@ -153,8 +151,8 @@ MMER_DEVICE void load_words(uint32_t (&b)[4], Tile<Element, columns> values_smem
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
-    b[n] = load_shared_word(values_smem.element(step * 8 + lane % 4 * 2 + n % 2,
-                                                first_column + n / 2 * 8 + lane / 4));
+    b[n] = load_shared_word(
+        values_smem.element(step * 8 + lane % 4 * 2 + n % 2, first_column + n / 2 * 8 + lane / 4));
   }
 }
 

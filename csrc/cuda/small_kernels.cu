@@ -36,23 +36,30 @@ MMER_DEVICE void row_state(const RowStateProblem& problem) {
   if (second) step -= problem.sides[0].time;
   const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
 
-  const Bits* out_gmem = head_rows<Bits>(side.out, batch, head) + step * side.out.time_stride;
+  const int first_column = threadIdx.x % lanes * piece_elements;
+  const Bits* out_gmem =
+      head_rows<Bits>(side.out, batch, head) + step * side.out.time_stride + first_column;
   const Bits* grad_gmem =
-      head_rows<Bits>(side.grad_out, batch, head) + step * side.grad_out.time_stride;
-  const auto read_piece = [](const Rows& rows, const Bits* source_gmem, int count) {
-    return rows.aligned && count >= piece_elements ? *reinterpret_cast<const uint4*>(source_gmem)
-                                                   : gather(source_gmem, count);
-  };
+      head_rows<Bits>(side.grad_out, batch, head) + step * side.grad_out.time_stride + first_column;
+  const bool aligned = side.out.aligned && side.grad_out.aligned;
   float correction = 0.0f;
-  for (int column = threadIdx.x % lanes * piece_elements; column < side.out.dim && !side.constant;
-       column += lanes * piece_elements) {
-    const uint4 out = read_piece(side.out, out_gmem + column, side.out.dim - column);
-    const uint4 grad = read_piece(side.grad_out, grad_gmem + column, side.out.dim - column);
+  for (int left = side.constant ? 0 : side.out.dim - first_column; left > 0;
+       left -= lanes * piece_elements) {
+    uint4 out, grad;
+    if (aligned && left >= piece_elements) {
+      out = *reinterpret_cast<const uint4*>(out_gmem);
+      grad = *reinterpret_cast<const uint4*>(grad_gmem);
+    } else {
+      out = gather(out_gmem, left);
+      grad = gather(grad_gmem, left);
+    }
 #pragma unroll
     for (int n = 0; n < piece_elements; ++n) {
       correction = fmaf(Element::unpack(element_of<Element>(out, n)),
                         Element::unpack(element_of<Element>(grad, n)), correction);
     }
+    out_gmem += lanes * piece_elements;
+    grad_gmem += lanes * piece_elements;
   }
   for (int n = lanes / 2; n > 0; n /= 2) correction += shuffle_xor(correction, n);
   if (threadIdx.x % lanes != 0 || item >= steps) return;

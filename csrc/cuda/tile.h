@@ -81,18 +81,41 @@ struct RowLoader {
   const Bits* row_gmem;
   int64_t time_stride;
   int dim;
+  int first_bytes;  // of the thread's first piece
   bool aligned;
 
   MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
       : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride),
         time_stride(source.time_stride),
         dim(source.dim),
+        first_bytes(count_of(source.dim, first_piece()) * Element::bytes),
         aligned(source.aligned) {}
 
   static MMER_DEVICE int first_row() { return threadIdx.x / pieces; }
   static MMER_DEVICE int first_piece() { return threadIdx.x % pieces; }
   static MMER_DEVICE int count_of(int dim, int piece) {
     return max(min(dim - piece * piece_elements, piece_elements), 0);
+  }
+
+  // Where all of a thread's rows have the same order of pieces, nothing is worked out anew; not
+  // with 128 columns, which have no register to spare for it.
+  static constexpr bool steady = row_step % RowTile::period == 0 && pieces <= 8;
+
+  // Where the thread's first piece of a tile stands.
+  static MMER_DEVICE uint32_t first_place(RowTile tile_smem) {
+    return tile_smem.piece(first_row(), first_piece());
+  }
+
+  // Starts to load rows that are all visible, and aligned, to `offset` bytes behind first_place.
+  template <int rows, int offset>
+  MMER_DEVICE void load_whole(uint32_t place, int first) const {
+    static_assert(steady && rows % row_step == 0);
+    const Bits* source_gmem = row_gmem + first * time_stride + first_piece() * piece_elements;
+    unrolled<rows / row_step>([&](auto n) {
+      cp_async<offset + decltype(n)::value * row_step * RowTile::row_bytes>(place, source_gmem,
+                                                                            first_bytes);
+      source_gmem += row_step * time_stride;
+    });
   }
 
   // Starts to load the rows from `first` on; those that are not visible become zero, so that
@@ -165,9 +188,6 @@ struct RowLoader {
     for (int begin = 0; begin < rows; begin += row_step) {
       const int row = begin + first_row();
       if (rows % row_step != 0 && row >= rows) break;
-      // Where all of a thread's rows have the same order of pieces, nothing is worked out anew; not
-      // with 128 columns, which have no register to spare for it.
-      constexpr bool steady = row_step % RowTile::period == 0 && pieces <= 8;
       act(row, steady ? first + begin * RowTile::row_bytes : tile_smem.piece(row, piece));
     }
   }
@@ -196,24 +216,25 @@ struct Visibility {
   MMER_DEVICE bool whole(int end) const { return end <= time && !mask_gmem; }
 };
 
-// Stores the 16 rows of a warp's accumulator, (16, columns), through its own rows of a tile in
-// shared memory, from `first_column` on, so that whole pieces of 16 bytes leave. `value(n, e)` is
-// what accumulator [n][e] becomes.
-template <int columns, class Element, int tile_columns, class Value>
+// Stores the rows of a warp's accumulators, `strips` of (16, columns), through its own rows of a
+// tile in shared memory, from `first_column` on, so that whole pieces of 16 bytes leave. `value(n,
+// e)` is what accumulator [n][e] becomes; those of a strip follow those of the one above it.
+template <int columns, int strips = 1, class Element, int tile_columns, class Value>
 MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int tile_row,
                                  const Rows& target, int batch, int head, int first, int time,
                                  int first_column, const Value& value) {
   using Bits = typename Element::Bits;
+  constexpr int count = columns / 8;  // accumulators of a strip
   const int lane = threadIdx.x % 32;
   if (target.wide) {
     float* target_gmem =
         static_cast<float*>(target.data) + batch * target.batch_stride + head * target.head_stride;
 #pragma unroll
-    for (int n = 0; n < columns / 8; ++n) {
+    for (int n = 0; n < strips * count; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = first + lane / 4 + e / 2 * 8;
-        const int column = first_column + n * 8 + lane % 4 * 2 + e % 2;
+        const int row = first + n / count * 16 + lane / 4 + e / 2 * 8;
+        const int column = first_column + n % count * 8 + lane % 4 * 2 + e % 2;
         if (row < time && column < target.dim) {
           target_gmem[row * target.time_stride + column] = value(n, e);
         }
@@ -223,29 +244,34 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
   }
   using RowTile = Tile<Element, tile_columns>;
   __syncwarp();
-  const uint32_t pair_smem = staging_smem.element(tile_row + lane / 4, first_column + lane % 4 * 2);
-#pragma unroll
-  for (int n = 0; n < columns / 8; ++n) {
+  const uint32_t pair_smem =
+      kept(staging_smem.element(tile_row + lane / 4, first_column + lane % 4 * 2));
+  unrolled<count>([&](auto n) {
     const uint32_t place = RowTile::advance(pair_smem, n * 8 / RowTile::piece_elements);
-    Element::store_pair(place, value(n, 0), value(n, 1));
-    Element::template store_pair<RowTile::period * RowTile::row_bytes>(place, value(n, 2),
-                                                                       value(n, 3));
-  }
+    unrolled<strips>([&](auto m) {
+      constexpr int below = decltype(m)::value * 16 * RowTile::row_bytes;
+      const int number = m * count + n;
+      Element::template store_pair<below>(place, value(number, 0), value(number, 1));
+      Element::template store_pair<below + RowTile::period * RowTile::row_bytes>(
+          place, value(number, 2), value(number, 3));
+    });
+  });
   __syncwarp();
   constexpr int piece_elements = RowTile::piece_elements, pieces = columns / piece_elements;
   constexpr int lanes_a_row = pieces < 32 ? pieces : 32, rows_a_turn = 32 / lanes_a_row;
-  constexpr int turns = tile_columns >= 128 ? 1 : 16 / rows_a_turn;  // unrolled
+  constexpr int rows = strips * 16;
+  constexpr int turns = tile_columns >= 128 ? 1 : rows / rows_a_turn;  // unrolled
   const int row = lane / lanes_a_row, rows_left = time - first;
 #pragma unroll
   for (int part = 0; part < pieces; part += 32) {
     const int column = first_column + (part + lane % lanes_a_row) * piece_elements;
     if (column >= target.dim) continue;
     const bool whole = target.aligned && column + piece_elements <= target.dim;
-    const uint32_t piece_smem = staging_smem.element(tile_row + row, column);
+    const uint32_t piece_smem = kept(staging_smem.element(tile_row + row, column));
     Bits* piece_gmem = const_cast<Bits*>(head_rows<Bits>(target, batch, head)) +
                        (first + row) * target.time_stride + column;
 #pragma unroll turns
-    for (int below = 0; below < 16; below += rows_a_turn) {
+    for (int below = 0; below < rows; below += rows_a_turn) {
       const uint32_t source = RowTile::below(piece_smem, below);
       const bool exists = row + below < rows_left;
       if (exists && whole) {
