@@ -94,7 +94,11 @@ def test_shared_backward_multiplies_five_times_for_each_sequence() -> None:
     assert launch.counters.mma_flops == 2 * 5 * 2 * 64 * 128 * 64
 
 
-def test_backward_of_a_short_side_multiplies_seven_times() -> None:
-    machine = run("shared_cross_attention", 50, 128, backward=True, multiprocessors=1)
+@pytest.mark.parametrize(("time_a", "time_b"), [(50, 128), (300, 310)])
+def test_backward_with_s_once_multiplies_seven_times(time_a: int, time_b: int) -> None:
+    machine = run("shared_cross_attention", time_a, time_b, backward=True, multiprocessors=1)
     (launch,) = [x for x in machine.launches if "once_backward" in x.plan.kernel]
-    assert launch.counters.mma_flops == 7 * 2 * 64 * 128 * 64
+    # Rows in steps of 16, of the shorter side up to 128 of them; columns in tiles of 64 or strips
+    # of 32.
+    pairs = 64 * 128 if time_a == 50 else 320 * 320
+    assert launch.counters.mma_flops == 7 * 2 * pairs * 64

@@ -27,6 +27,8 @@ class Mutation:
         check: name of a finding of the emulator; None: the results are wrong.
         last: replace the last occurrence instead of the first.
         scale: of the scores that show it.
+        time_a: steps of the first sequence; the second has 150.
+        multiprocessors: of the GPU: 1 takes S once in one group.
     """
 
     source: str
@@ -35,6 +37,8 @@ class Mutation:
     check: str | None
     last: bool = False
     scale: float = 0.35
+    time_a: int = 70
+    multiprocessors: int = 1
 
     def apply(self, folder: Path) -> None:
         path = folder / "cuda" / self.source
@@ -100,24 +104,50 @@ SHARED = {
 ONCE_BACKWARD = {
     "barrier before the transposed products": Mutation(
         "once_backward.h",
-        "    }\n    __syncthreads();\n\n    const int strip",
-        "    }\n\n    const int strip",
+        "      __syncthreads();\n      gradients.add(",
+        "      gradients.add(",
         "race",
+        time_a=50,
+    ),
+    "barrier before the rows are stored": Mutation(
+        "once_backward.h", "rows' tiles.\n    __syncthreads();", "rows' tiles.\n", "race", time_a=50
     ),
     "hidden rows": Mutation(
-        "once_backward.h", "row_visible(row) ? 0.0f : hidden_row", "0.0f", None, scale=0.05
+        "once_backward.h",
+        "row_visible(row) ? 0.0f : hidden_row",
+        "0.0f",
+        None,
+        scale=0.05,
+        time_a=50,
     ),
-    "hidden columns": Mutation("once_backward.h", "e % 2 ? bias.y : bias.x", "0.0f", None),
+    "hidden columns": Mutation(
+        "once_backward.h", "e % 2 ? bias.y : bias.x", "0.0f", None, time_a=50
+    ),
     "correction of the columns": Mutation(
-        "once_backward.h", "e % 2 ? -correction.y : -correction.x", "0.0f", None
+        "once_backward.h", "e % 2 ? correction.y : correction.x", "0.0f", None, time_a=50
+    ),
+    "what earlier rows gave": Mutation(
+        "once_backward.h", "if (row_tile > first_row_tile) {", "if (false) {", None, time_a=140
+    ),
+    "all groups are added": Mutation(
+        "once_gradients.h",
+        "group < problem.groups",
+        "group < 1",
+        None,
+        time_a=140,
+        multiprocessors=4,
     ),
 }
 BACKWARD = {
     "barrier after the wait": Mutation(
-        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race"
+        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race", multiprocessors=100
     ),
     "correction of the keys' gradient": Mutation(
-        "owner_backward.h", "extras ? 0.0f : -correction_smem[column]", "0.0f", None
+        "owner_backward.h",
+        "extras ? 0.0f : -correction_smem[column]",
+        "0.0f",
+        None,
+        multiprocessors=100,
     ),
 }
 
@@ -127,9 +157,7 @@ def run_mutated(
     folder: Path,
     operator: str,
     *,
-    multiprocessors: int,
     dtype: torch.dtype = torch.bfloat16,
-    time_a: int = 70,
 ) -> None:
     shutil.copytree(SOURCES.parent, folder / "csrc")
     mutation.apply(folder / "csrc")
@@ -138,13 +166,13 @@ def run_mutated(
         dtype=dtype,
         batch=2,
         heads=1,
-        time_a=time_a,
+        time_a=mutation.time_a,
         time_b=150,
         masks=True,
         scale=mutation.scale,
     )
     expected = KernelFault if mutation.check else AssertionError
-    machine = {"sources": folder / "csrc" / "cuda", "multiprocessors": multiprocessors}
+    machine = {"sources": folder / "csrc" / "cuda", "multiprocessors": mutation.multiprocessors}
     with emulated_backend(**machine), pytest.raises(expected) as failure:
         check_error_rule(case, "cuda")
     if mutation.check is None:
@@ -157,28 +185,27 @@ def run_mutated(
 def test_single_tf32_is_not_enough(product: str, tmp_path: Path) -> None:
     mutation = Mutation("elements.h", f"multiply(accumulator, {product});", "", None)
     operator = "bidirectional_cross_attention"
-    run_mutated(mutation, tmp_path, operator, multiprocessors=1, dtype=torch.float32)
+    run_mutated(mutation, tmp_path, operator, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_mutated_forward(name: str, tmp_path: Path) -> None:
-    run_mutated(FORWARD[name], tmp_path, "bidirectional_cross_attention", multiprocessors=100)
+    run_mutated(FORWARD[name], tmp_path, "bidirectional_cross_attention")
 
 
 @pytest.mark.parametrize("name", SHARED)
 def test_mutated_shared_forward(name: str, tmp_path: Path) -> None:
-    run_mutated(SHARED[name], tmp_path, "shared_cross_attention", multiprocessors=1)
+    run_mutated(SHARED[name], tmp_path, "shared_cross_attention")
 
 
 @pytest.mark.parametrize("name", BACKWARD)
 def test_mutated_backward(name: str, tmp_path: Path) -> None:
-    run_mutated(BACKWARD[name], tmp_path, "shared_cross_attention", multiprocessors=1)
+    run_mutated(BACKWARD[name], tmp_path, "shared_cross_attention")
 
 
 @pytest.mark.parametrize("name", ONCE_BACKWARD)
 def test_mutated_once_backward(name: str, tmp_path: Path) -> None:
-    operator = "shared_cross_attention"
-    run_mutated(ONCE_BACKWARD[name], tmp_path, operator, multiprocessors=1, time_a=50)
+    run_mutated(ONCE_BACKWARD[name], tmp_path, "shared_cross_attention")
 
 
 def test_mutated_window(tmp_path: Path) -> None:
