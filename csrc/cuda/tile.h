@@ -157,7 +157,8 @@ struct RowLoader {
     static_assert(pieces <= threads, "a thread has one piece of a row");
     if (!loader.aligned || !second.aligned) {
       loader.load<rows>(tile_smem, first, whole, visible);
-      second.load<rows>(RowTile{tile_smem.address + distance}, first, whole, visible);
+      second.load<rows>(RowTile{tile_smem.address + static_cast<uint32_t>(distance)}, first, whole,
+                        visible);
       return;
     }
     const int piece = first_piece();

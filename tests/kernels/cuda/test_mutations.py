@@ -82,23 +82,28 @@ FORWARD = {
         "directed_forward.h", "row_sum[half] *= shrink;", "", None, scale=2.0
     ),
 }
-READS_SUMS = "#pragma unroll\n    for (int n = 0; n < columns / 8; ++n) {\n      const uint4 sums"
+READS_SUMS = "#pragma unroll\n  for (int n = 0; n < pairs; ++n) {\n    const uint4 sums"
 SHARED = {
     "barrier before the transposed product": Mutation(
         "shared_forward.h",
-        "      __syncthreads();\n\n      const int tile_column",
-        "      const int tile_column",
+        "    __syncthreads();\n    unsafe |=",
+        "    unsafe |=",
         "race",
     ),
-    "hidden rows": Mutation("shared_forward.h", "start = row_start(m, half)", "start = 0.0f", None),
+    "hidden rows": Mutation(
+        "shared_block.h", "start = block.row_start(m, half)", "start = 0.0f", None
+    ),
     "barrier before the other warp's sums": Mutation(
         "shared_forward.h",
-        "    __syncthreads();\n" + READS_SUMS,
+        "  __syncthreads();\n" + READS_SUMS,
         READS_SUMS,
         "race",
     ),
     "the other warp's sums of rows": Mutation(
-        "shared_forward.h", "row_parts_smem[row] + row_parts_smem[rows + row]", "sum", None
+        "shared_forward.h",
+        "block.row_parts_smem[row] + block.row_parts_smem[Block::rows + row]",
+        "sum",
+        None,
     ),
 }
 ONCE_BACKWARD = {

@@ -1,0 +1,213 @@
+// A block of the shared forward: which head and rows it owns, where things stand in its shared
+// memory, how tiles of b come there, and the scores that every pass starts from.
+
+#pragma once
+
+#include "config.h"
+#include "products.h"
+#include "visible.h"
+
+namespace mmer::cuda {
+
+template <class ElementType, int column_class, int row_class>
+struct SharedBlock {
+  using Element = ElementType;
+  static constexpr int columns = column_class;
+  static constexpr SharedConfig config() { return shared_config(row_class, columns); }
+  static constexpr SharedSmem layout() { return SharedSmem(row_class, columns); }
+  static constexpr int rows = config().rows(), threads = config().threads();
+  static constexpr int row_tiles = config().row_tiles, row_warps = config().row_warps();
+  static constexpr int column_groups = config().column_groups;
+  // Warps that share their rows end with one row tile each.
+  static constexpr int last_row_tiles = row_tiles / column_groups;
+  static constexpr int tile = layout().tile, strips = tile / 16;
+  using HeadTile = Tile<Element, columns>;
+  using Loader = RowLoader<Element, columns, threads>;
+  static constexpr int strip_bytes = 16 * HeadTile::row_bytes;
+
+  const SharedForwardProblem& problem;
+  const SharedSide &row_side, &column_side;
+  const int lane, warp, quad, first_of_eight;
+  const int row_warp, column_group;
+  const int row_group, batch_head, batch, head;
+  const int block_row, row_count, warp_row;
+  const int tile_count, row_steps;
+  const bool busy;
+  // Rows that no query sees start their sums of products here: the exponential is 0.
+  const float hidden_row;
+  // A maximum of hidden pairs only; the reference is 0 then, and their exponentials are too.
+  const float nothing_seen;
+
+  unsigned char* const smem;
+  const uint32_t base;
+  const HeadTile a_smem, value_a_smem;
+  float* const parts_smem;
+  float* const row_bias_smem;
+  // Of each row, in the exact pass; its registers would be missed in every pass.
+  float* const row_reference_smem;
+  float* const row_parts_smem;
+  float* const warp_parts_smem;
+  float* const bias_smem;
+  float* const reference_smem;  // of each column, in the exact pass
+
+  const Visibility row_mask, column_visible;
+  const Loader load_b, load_value_b;
+  // Where a lane starts to read in a tile: columns of b for the scores, rows of a value.
+  const uint32_t score_place, value_place;
+
+  MMER_DEVICE explicit SharedBlock(const SharedForwardProblem& problem)
+      : problem(problem),
+        row_side(problem.rows),
+        column_side(problem.columns),
+        lane(threadIdx.x % 32),
+        warp(threadIdx.x / 32),
+        quad(lane % 4),
+        first_of_eight(lane / 4),
+        row_warp(warp % row_warps),
+        column_group(warp / row_warps),
+        row_group(blockIdx.x % problem.row_groups),
+        batch_head(blockIdx.x / problem.row_groups),
+        batch(batch_head / problem.heads),
+        head(batch_head % problem.heads),
+        block_row(row_group * problem.rows_a_group),
+        row_count(min(row_side.time - block_row, problem.rows_a_group)),
+        warp_row(row_warp * row_tiles * 16),
+        tile_count((column_side.time + tile - 1) / tile),
+        row_steps((row_count + 15) / 16),
+        busy(warp_row < row_count),
+        hidden_row(problem.scale < 0.0f ? 1e30f : -1e30f),
+        nothing_seen(0.5f * hidden_row * problem.scale),
+        smem(block_smem()),
+        base(shared_address(smem)),
+        a_smem{base + layout().weights},
+        value_a_smem{base + layout().value_a},
+        parts_smem(reinterpret_cast<float*>(smem + layout().column_parts)),
+        row_bias_smem(reinterpret_cast<float*>(smem + layout().row_bias)),
+        row_reference_smem(reinterpret_cast<float*>(smem + layout().row_reference)),
+        row_parts_smem(reinterpret_cast<float*>(smem + layout().row_parts)),
+        warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
+        bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
+        reference_smem(bias_smem + tile_count * tile),
+        row_mask(row_side.mask, batch, row_side.time),
+        column_visible(column_side.mask, batch, column_side.time),
+        load_b(column_side.x, batch, head),
+        load_value_b(column_side.value, batch, head),
+        score_place(kept(HeadTile{0}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2))),
+        value_place(kept(HeadTile{0}.piece(lane % 16, lane / 16))) {}
+
+  // Two warps of the same rows count their row tiles from different ends.
+  MMER_DEVICE int tile_row(int m) const {
+    return warp_row + (column_groups == 1 ? m : m ^ column_group) * 16;
+  }
+  MMER_DEVICE bool whole_rows(int end) const { return end <= row_count && !row_side.mask.data; }
+  // Of a strip's columns, those of this thread: 2 quad, 2 quad + 1, and 8 further.
+  MMER_DEVICE int strip_column(int strip, int n, int e) const {
+    return strip * 16 + n * 8 + quad * 2 + e % 2;
+  }
+  MMER_DEVICE int strip_count(int number) const {
+    return busy ? min((column_side.time - number * tile + 15) >> 4, strips) : 0;
+  }
+  // Where the sums of a row's products start.
+  MMER_DEVICE float row_start(int m, int half) const {
+    return row_bias_smem[tile_row(m) + half * 8 + first_of_eight];
+  }
+
+  // Writes down which rows and columns are real; returns whether there are any of both.
+  MMER_DEVICE bool mark_visible() const {
+    int visible_rows = 0, visible_columns = 0;
+    for (int row = threadIdx.x; row < rows; row += threads) {
+      const bool visible = row < row_count && row_mask(block_row + row);
+      visible_rows |= visible;
+      row_bias_smem[row] = visible ? 0.0f : hidden_row;
+    }
+    for (int column = threadIdx.x; column < tile_count * tile; column += threads) {
+      const bool visible = column_visible(column);
+      visible_columns |= visible;
+      bias_smem[column] = visible ? 0.0f : -infinity;
+    }
+    if (!busy && column_group == 0) {
+      for (int column = lane; column < tile; column += 32) {
+        parts_smem[row_warp * layout().parts_stride + column] = 0.0f;
+      }
+    }
+    return __syncthreads_or(visible_rows) & __syncthreads_or(visible_columns);
+  }
+
+  // a, v_a (rows, columns)
+  MMER_DEVICE void load_rows() const {
+    Loader::template load_two<rows, layout().value_a - layout().weights>(
+        Loader(row_side.x, batch, head), Loader(row_side.value, batch, head), a_smem, block_row,
+        whole_rows(rows), [&](int step) { return row_bias_smem[step - block_row] == 0.0f; });
+  }
+
+  // b, v_b (tile, columns)
+  MMER_DEVICE void load_tile(int number) const {
+    if (number >= tile_count) return;
+    const int first = number * tile;
+    Loader::template load_two<tile, layout().value_b - layout().b>(
+        load_b, load_value_b, HeadTile{tile_address(number)}, first,
+        column_visible.whole(first + tile), [&](int column) { return bias_smem[column] == 0.0f; });
+  }
+  MMER_DEVICE uint32_t tile_address(int number) const {
+    return base + layout().b + number % 2 * layout().tile_bytes;
+  }
+
+ private:
+  static MMER_DEVICE unsigned char* block_smem() {
+    extern __shared__ __align__(128) unsigned char smem[];
+    return smem;
+  }
+};
+
+// The rows that a warp owns.
+template <class Block>
+struct SharedRows {
+  static constexpr int row_tiles = Block::row_tiles, columns = Block::columns;
+  using Scores = float[row_tiles][2][4];
+
+  uint32_t a_rmem[row_tiles][columns / 16][4];
+  float out_rmem[row_tiles][columns / 8][4];
+  float sum[row_tiles][2];
+  bool hides;
+
+  MMER_DEVICE explicit SharedRows(const Block& block)
+      : hides(!block.whole_rows(block.warp_row + row_tiles * 16)) {
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+      for (int step = 0; step < columns / 16; ++step) {
+        load_fragment(a_rmem[m][step], block.a_smem, block.tile_row(m), step);
+      }
+    }
+  }
+
+  // scores (16 row_tiles, 16) = a (16 row_tiles, columns) b^T of a strip of 16 columns
+  MMER_DEVICE void multiply_strip(Scores& scores, const Block& block, uint32_t first) const {
+    using Element = typename Block::Element;
+#pragma unroll
+    for (int m = 0; m < row_tiles; ++m) set_zero(scores[m]);
+    if (hides) {
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float start = block.row_start(m, half);
+#pragma unroll
+          for (int n = 0; n < 2; ++n) scores[m][n][2 * half] = scores[m][n][2 * half + 1] = start;
+        }
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < columns / 16; ++step) {
+      uint32_t b[4];
+      ldmatrix(b, Block::HeadTile::advance(first, step * 2));
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m) {
+        Element::mma(scores[m][0], a_rmem[m][step], b[0], b[1]);
+        Element::mma(scores[m][1], a_rmem[m][step], b[2], b[3]);
+      }
+    }
+  }
+};
+
+}  // namespace mmer::cuda

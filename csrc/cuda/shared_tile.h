@@ -1,0 +1,248 @@
+// What a pass of the shared forward does with a tile of b: the warps' strips of S become P and add
+// to out_a; then the columns' sums and out_b are finished.
+
+#pragma once
+
+#include "shared_maxima.h"
+
+namespace mmer::cuda {
+
+// Where the columns' results go: of several groups of rows each has sums of its own.
+struct ColumnResults {
+  const int64_t first_row;
+  const bool has_parts;
+  float* const lse_gmem;
+  const float lse_unit;
+
+  template <class Block>
+  MMER_DEVICE explicit ColumnResults(const Block& block)
+      : first_row((int64_t{block.row_group} * block.problem.batch * block.problem.heads +
+                   block.batch_head) *
+                  block.column_side.time),
+        has_parts(block.problem.parts != nullptr),
+        lse_gmem((has_parts ? block.problem.part_lse : block.column_side.lse) + first_row),
+        lse_unit(has_parts ? 1.0f : ln_2) {}
+};
+
+// A pass over the tiles. `exact`: each direction has an exponential of its own, from the maxima of
+// its rows or columns.
+template <class Block, bool exact>
+struct SharedPass {
+  using Element = typename Block::Element;
+  using HeadTile = typename Block::HeadTile;
+  static constexpr int columns = Block::columns, rows = Block::rows, tile = Block::tile;
+  static constexpr int row_tiles = Block::row_tiles, column_groups = Block::column_groups;
+  static constexpr SharedSmem layout() { return Block::layout(); }
+  // P^T's columns of a warp, and its part of the value dimension.
+  static constexpr int value_warps = Block::config().warps / Block::strips;
+  static constexpr int warp_values = columns / value_warps;
+
+  const Block& block;
+  const float reference, scale;
+  uint32_t weights_places[column_groups];  // where a lane stores what it has of P
+  // Where it stores the sum of the strip's column that is left to it.
+  const bool upper, odd, holds_sum;
+  const uint32_t sum_place;
+
+  MMER_DEVICE SharedPass(const Block& block, float reference)
+      : block(block),
+        reference(reference),
+        scale(block.problem.scale),
+        upper(block.lane & 16),
+        odd(block.lane & 8),
+        holds_sum(!(block.lane & 4)),
+        sum_place(kept(layout().column_parts + 4u * (block.row_warp * layout().parts_stride +
+                                                     block.strip_column(0, upper, odd)))) {
+#pragma unroll
+    for (int m = 0; m < column_groups; ++m) weights_places[m] = kept(weights_place(m));
+  }
+
+  // The strips of this warp: P to shared memory, the columns' sums, and
+  // out_a (16 row_tiles, columns) += P v_b.
+  MMER_DEVICE void attend_strips(SharedRows<Block>& own, int number) const {
+    const bool hides_columns = !block.column_visible.whole(number * tile + tile);
+    int strips_left = block.strip_count(number) - block.column_group;
+    const uint32_t b_address = block.tile_address(number);
+    const uint32_t group_bytes = block.column_group * Block::strip_bytes;
+    uint32_t score_address = b_address + group_bytes + block.score_place;
+    uint32_t value_address =
+        b_address + layout().value_b - layout().b + group_bytes + block.value_place;
+    uint32_t strip_offset = block.column_group * 32;
+#pragma unroll 1
+    for (; strips_left > 0; strips_left -= column_groups) {
+      score_address = kept(score_address);
+      value_address = kept(value_address);
+      strip_offset = kept(strip_offset);
+      const int first_column = number * tile + strip_offset / 2;  // of the strip
+      float scores_rmem[row_tiles][2][4];
+      own.multiply_strip(scores_rmem, block, score_address);
+      float summand[4];  // of the exponents of this thread's columns
+#pragma unroll
+      for (int n = 0; n < 4; ++n) summand[n] = exact ? 0.0f : -reference;
+      if (exact || hides_columns) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          summand[n] += block.bias_smem[first_column + block.strip_column(0, n / 2, n)];
+        }
+      }
+      float column_sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      uint32_t row_weights[row_tiles][4];
+#pragma unroll
+      for (int m = 0; m < row_tiles; ++m) {
+        uint32_t column_weights[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          // Two neighbours of a row: register n of the fragment of P.
+          float of_row[2], of_column[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float exponent =
+                fmaf(scores_rmem[m][n / 2][n % 2 * 2 + e], scale, summand[n / 2 * 2 + e]);
+            if constexpr (exact) {
+              const int row = block.tile_row(m) + n % 2 * 8 + block.first_of_eight;
+              const int column = first_column + block.strip_column(0, n / 2, e);
+              of_row[e] = exp2_fast(exponent - block.row_reference_smem[row]);
+              of_column[e] = exp2_fast(exponent - block.reference_smem[column]);
+            } else {
+              of_row[e] = of_column[e] = exp2_fast(exponent);
+            }
+            own.sum[m][n % 2] += of_row[e];
+            float& sum = column_sum[n / 2 * 2 + e];
+            sum = m == 0 && n % 2 == 0 ? of_column[e] : sum + of_column[e];
+          }
+          row_weights[m][n] = Element::pack(of_row[0], of_row[1]);
+          column_weights[n] = exact ? Element::pack(of_column[0], of_column[1]) : row_weights[m][n];
+        }
+        store_weights(m, strip_offset, column_weights);
+      }
+      store_column_sums(column_sum, strip_offset);
+      // out_a (16 row_tiles, columns) += P (16 row_tiles, 16) v_b (16, columns)
+#pragma unroll
+      for (int n = 0; n < columns / 16; ++n) {
+        uint32_t b[4];
+        ldmatrix_transposed(b, HeadTile::advance(value_address, n * 2));
+#pragma unroll
+        for (int m = 0; m < row_tiles; ++m) {
+          Element::mma(own.out_rmem[m][2 * n], row_weights[m], b[0], b[1]);
+          Element::mma(own.out_rmem[m][2 * n + 1], row_weights[m], b[2], b[3]);
+        }
+      }
+      score_address += column_groups * Block::strip_bytes;
+      value_address += column_groups * Block::strip_bytes;
+      strip_offset += column_groups * 32;
+    }
+  }
+
+  // The columns of this warp, of which all of P is in shared memory; returns whether a sum left the
+  // safe range.
+  MMER_DEVICE bool finish_columns(const ColumnResults& results, int number) const {
+    const SharedSide& side = block.column_side;
+    const int lane = block.lane, tile_column = block.warp / value_warps * 16;
+    const int first_value = block.warp % value_warps * warp_values;
+    if (number * tile + tile_column >= side.time) return false;
+    float out_rmem[warp_values / 8][4];
+    multiply_columns(out_rmem, tile_column, first_value);
+    // A column for each half warp's lane.
+    const int in_tile = tile_column + lane % 16, column = number * tile + in_tile;
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < Block::row_warps; n += 2) {
+      sum += block.parts_smem[(n + lane / 16) * layout().parts_stride + in_tile];
+    }
+    sum += shuffle_xor(sum, 16);
+    const bool unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
+    if (lane < 16 && first_value == 0 && column < side.time) {
+      const float point = exact ? block.reference_smem[column] : reference;
+      results.lse_gmem[column] =
+          sum > 0.0f ? (log2_fast(sum) + point) * results.lse_unit : -infinity;
+    }
+    const float column_inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+    const float inverse[2] = {shuffle(column_inverse, block.first_of_eight),
+                              shuffle(column_inverse, block.first_of_eight + 8)};
+    clear_rows(out_rmem, inverse);
+    const auto value = [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; };
+    const int first_column = number * tile + tile_column;
+    if (results.has_parts) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int column = first_column + half * 8 + block.first_of_eight;
+        if (column >= side.time) continue;
+        float* part_gmem = block.problem.parts + (results.first_row + column) * columns +
+                           first_value + block.quad * 2;
+#pragma unroll
+        for (int n = 0; n < warp_values / 8; ++n) {
+          *reinterpret_cast<float2*>(part_gmem + n * 8) =
+              make_float2(value(n, 2 * half), value(n, 2 * half + 1));
+        }
+      }
+    } else {
+      store_warp_rows<warp_values>(HeadTile{block.tile_address(number)}, tile_column, side.out,
+                                   block.batch, block.head, first_column, side.time, first_value,
+                                   value);
+    }
+    return unsafe;
+  }
+
+ private:
+  MMER_DEVICE uint32_t weights_place(int m) const {
+#if __CUDA_ARCH__ >= 900
+    return layout().weights + (block.tile_row(m) + block.lane % 16) * layout().row_bytes +
+           block.lane / 16 * 16;
+#else
+    return layout().weights + (block.tile_row(m) + block.first_of_eight) * layout().row_bytes +
+           block.quad * 4;
+#endif
+  }
+
+  // P (16, 16) of row tile m and a strip
+  MMER_DEVICE void store_weights(int m, uint32_t strip_offset, const uint32_t (&weights)[4]) const {
+    const uint32_t target = weights_places[m % column_groups] + strip_offset +
+                            m / column_groups * column_groups * 16 * layout().row_bytes;
+#if __CUDA_ARCH__ >= 900
+    stmatrix(block.base + target, weights);
+#else
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const uint32_t place = target + n % 2 * 8 * layout().row_bytes + n / 2 * 16;
+      *reinterpret_cast<uint32_t*>(block.smem + place) = weights[n];
+    }
+#endif
+  }
+
+  // Four columns of eight rows' lanes to one column a lane, in four shuffles.
+  MMER_DEVICE void store_column_sums(const float (&sums)[4], uint32_t strip_offset) const {
+    const float even_sum = (upper ? sums[2] : sums[0]) + shuffle_xor(upper ? sums[0] : sums[2], 16);
+    const float odd_sum = (upper ? sums[3] : sums[1]) + shuffle_xor(upper ? sums[1] : sums[3], 16);
+    float sum = (odd ? odd_sum : even_sum) + shuffle_xor(odd ? even_sum : odd_sum, 8);
+    sum += shuffle_xor(sum, 4);
+    if (holds_sum) *reinterpret_cast<float*>(block.smem + sum_place + 2 * strip_offset) = sum;
+  }
+
+  // out_b (16, warp_values) = P^T (16, rows) v_a (rows, warp_values)
+  MMER_DEVICE void multiply_columns(float (&out_rmem)[warp_values / 8][4], int tile_column,
+                                    int first_value) const {
+    const int lane = block.lane;
+    set_zero(out_rmem);
+    uint32_t weights_address = block.base + layout().weights +
+                               (lane / 16 * 8 + lane % 8) * layout().row_bytes + tile_column * 2 +
+                               lane / 8 % 2 * 16;
+    uint32_t values_address =
+        HeadTile::advance(block.value_a_smem.address + block.value_place, first_value / 8);
+#pragma unroll 2
+    for (int step = 0; step < block.row_steps; ++step) {
+      uint32_t transposed[4];
+      ldmatrix_transposed(transposed, weights_address);
+#pragma unroll
+      for (int n = 0; n < warp_values / 16; ++n) {
+        uint32_t b[4];
+        ldmatrix_transposed(b, HeadTile::advance(values_address, n * 2));
+        Element::mma(out_rmem[2 * n], transposed, b[0], b[1]);
+        Element::mma(out_rmem[2 * n + 1], transposed, b[2], b[3]);
+      }
+      weights_address += 16 * layout().row_bytes;
+      values_address += Block::strip_bytes;
+    }
+  }
+};
+
+}  // namespace mmer::cuda
