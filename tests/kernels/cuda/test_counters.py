@@ -19,7 +19,8 @@ def run(
     time_b: int,
     *,
     backward: bool,
-    multiprocessors: int,
+    multiprocessors: int = 1,
+    shared_bytes: int = 163 * 1024,
     dtype: torch.dtype = torch.bfloat16,
     head_dim: int = 64,
 ) -> Machine:
@@ -32,7 +33,7 @@ def run(
         time_b=time_b,
         head_dim=head_dim,
     )
-    with emulated_backend(multiprocessors=multiprocessors) as machine:
+    with emulated_backend(multiprocessors=multiprocessors, shared_bytes=shared_bytes) as machine:
         outputs = case.run(backend="cuda")
         if backward:
             gradients(outputs, case.tensors)
@@ -40,10 +41,10 @@ def run(
 
 
 def test_no_bank_conflicts_and_whole_sectors() -> None:
-    machine = run("shared_cross_attention", 64, 128, backward=True, multiprocessors=100)
-    machine.launches += run(
-        "shared_cross_attention", 64, 128, backward=True, multiprocessors=1
-    ).launches
+    machine = run("shared_cross_attention", 64, 128, backward=True)
+    # Both of few heads; then neither computes S once.
+    for limits in ({"multiprocessors": 100}, {"shared_bytes": 1024}):
+        machine.launches += run("shared_cross_attention", 64, 128, backward=True, **limits).launches
     for launch in machine.launches:
         if "row_state" in launch.plan.kernel:
             continue
@@ -61,7 +62,6 @@ def test_float32_reads_without_bank_conflicts() -> None:
         "shared_cross_attention",
         *(64, 128),
         backward=True,
-        multiprocessors=1,
         dtype=torch.float32,
         head_dim=32,
     )
@@ -89,14 +89,14 @@ def test_the_similarity_is_computed_once(time_a: int, time_b: int) -> None:
 
 
 def test_shared_backward_multiplies_five_times_for_each_sequence() -> None:
-    machine = run("shared_cross_attention", 64, 128, backward=True, multiprocessors=100)
+    machine = run("shared_cross_attention", 64, 128, backward=True, shared_bytes=1024)
     (launch,) = [x for x in machine.launches if "shared_backward" in x.plan.kernel]
     assert launch.counters.mma_flops == 2 * 5 * 2 * 64 * 128 * 64
 
 
 @pytest.mark.parametrize(("time_a", "time_b"), [(50, 128), (300, 310)])
 def test_backward_with_s_once_multiplies_seven_times(time_a: int, time_b: int) -> None:
-    machine = run("shared_cross_attention", time_a, time_b, backward=True, multiprocessors=1)
+    machine = run("shared_cross_attention", time_a, time_b, backward=True)
     (launch,) = [x for x in machine.launches if "once_backward" in x.plan.kernel]
     # Rows in steps of 16, of the shorter side up to 128 of them; columns in tiles of 64 or strips
     # of 32.

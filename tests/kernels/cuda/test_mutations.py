@@ -29,6 +29,7 @@ class Mutation:
         scale: of the scores that show it.
         time_a: steps of the first sequence; the second has 150.
         multiprocessors: of the GPU: 1 takes S once in one group.
+        shared_bytes: of a block: few leave no room for S once.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Mutation:
     scale: float = 0.35
     time_a: int = 70
     multiprocessors: int = 1
+    shared_bytes: int = 163 * 1024
 
     def apply(self, folder: Path) -> None:
         path = folder / "cuda" / self.source
@@ -145,14 +147,14 @@ ONCE_BACKWARD = {
 }
 BACKWARD = {
     "barrier after the wait": Mutation(
-        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race", multiprocessors=100
+        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race", shared_bytes=1024
     ),
     "correction of the keys' gradient": Mutation(
         "owner_backward.h",
         "extras ? 0.0f : -correction_smem[column]",
         "0.0f",
         None,
-        multiprocessors=100,
+        shared_bytes=1024,
     ),
 }
 
@@ -177,7 +179,11 @@ def run_mutated(
         scale=mutation.scale,
     )
     expected = KernelFault if mutation.check else AssertionError
-    machine = {"sources": folder / "csrc" / "cuda", "multiprocessors": mutation.multiprocessors}
+    machine = {
+        "sources": folder / "csrc" / "cuda",
+        "multiprocessors": mutation.multiprocessors,
+        "shared_bytes": mutation.shared_bytes,
+    }
     with emulated_backend(**machine), pytest.raises(expected) as failure:
         check_error_rule(case, "cuda")
     if mutation.check is None:

@@ -86,7 +86,7 @@ SLOW = pytest.mark.slow
         # Groups of different sizes.
         pytest.param(
             *(torch.bfloat16, (290, 270), 64, (4, A100)),
-            [("once_backward_bfloat16_64_rows128", 4), ("merge_gradients_bfloat16_64_rows128", 10)],
+            [("once_backward_bfloat16_64_rows64", 4), ("merge_gradients_bfloat16_64_rows64", 18)],
             marks=SLOW,
         ),
     ],
@@ -118,11 +118,24 @@ def test_order_of_warps_does_not_change_a_bit() -> None:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-def test_few_heads_are_left_to_owners_of_tiles() -> None:
-    case = case_of(torch.bfloat16, (20, 30), 16)
-    for limits in ({"multiprocessors": 108}, {"shared_bytes": 1024}):
-        with emulated_backend(**limits, execute=False) as machine:
-            with_gradients(case, "cuda")
-        assert [name for name, _ in backward_kernels(machine)] == [
-            "shared_backward_bfloat16_16_plain"
-        ]
+@pytest.mark.parametrize(
+    ("lengths", "limits"),
+    [((20, 30), {"shared_bytes": 1024}), ((4000, 4100), {"multiprocessors": 108})],
+)
+def test_owners_of_tiles_take_what_a_block_cannot(
+    lengths: tuple[int, int], limits: dict[str, int]
+) -> None:
+    case = case_of(torch.bfloat16, lengths, 16)
+    with emulated_backend(**limits, execute=False) as machine:
+        with_gradients(case, "cuda")
+    assert [name for name, _ in backward_kernels(machine)] == ["shared_backward_bfloat16_16_plain"]
+
+
+def test_few_heads_are_divided_into_groups() -> None:
+    case = case_of(torch.bfloat16, (512, 500), 64)
+    with emulated_backend(multiprocessors=108, execute=False) as machine:
+        with_gradients(case, "cuda")
+    assert backward_kernels(machine) == [
+        ("once_backward_bfloat16_64_rows64", 16),
+        ("merge_gradients_bfloat16_64_rows64", 32),
+    ]
