@@ -72,6 +72,9 @@ struct SharedConfig {
   int warps;
   int row_tiles;
   int column_groups;
+  // As many as shared memory and registers have room for. Where the compiler chooses, it gives up
+  // what a thread needs for one more.
+  int blocks_a_multiprocessor;
   constexpr int row_warps() const { return warps / column_groups; }
   constexpr int rows() const { return row_warps() * row_tiles * warp_rows; }
   constexpr int threads() const { return warps * 32; }
@@ -89,10 +92,10 @@ struct SharedConfig {
 constexpr int shared_row_classes[] = {64, 128, 384};
 
 constexpr SharedConfig shared_config(int rows, int columns) {
-  if (columns == 128) return {8, 1, 1};
-  if (rows <= 64) return {4, 2, 2};
-  if (rows <= 128) return {8, 2, 2};
-  return {8, 3, 1};
+  if (columns == 128) return {8, 1, 1, 1};
+  if (rows <= 64) return {4, 2, 2, columns == 16 ? 4 : columns == 32 ? 3 : 2};
+  if (rows <= 128) return {8, 2, 2, columns <= 32 ? 2 : 1};
+  return {8, 3, 1, 1};
 }
 
 constexpr int most_row_groups = 4;

@@ -6,8 +6,9 @@
 //                           its rows: then merge_groups
 //   shared, bidirectional   forward: directed_forward, both directions in one launch
 //   chunked                 forward: directed_forward over the window, then the summaries
-//   shared, a short side    backward: once_backward, S once; one block owns a head
-//   shared                  backward: shared_backward, one similarity for both roles of a row
+//   shared                  backward: once_backward, S once; one block owns a head, or a group of
+//                           its rows: then merge_gradients
+//   shared, all others      backward: shared_backward, one similarity for both roles of a row
 //   bidirectional, chunked  backward: query_backward and key_backward
 
 #pragma once

@@ -141,18 +141,25 @@ struct SharedBlock {
   }
 
   // b, v_b (tile, columns)
-  MMER_DEVICE void load_tile(int number) const {
-    if (number >= tile_count) return;
-    const int first = number * tile;
-    Loader::template load_two<tile, layout().value_b - layout().b>(
-        load_b, load_value_b, HeadTile{tile_address(number)}, first,
-        column_visible.whole(first + tile), [&](int column) { return bias_smem[column] == 0.0f; });
+  MMER_DEVICE void load_tile(int number) const { load_tile(number, load_b, load_value_b); }
+  // The same where it is rarely done, or where registers are scarce: nothing is kept for it.
+  MMER_DEVICE void load_tile_anew(int number) const {
+    const int same_batch = kept(static_cast<uint32_t>(batch));
+    load_tile(number, Loader(column_side.x, same_batch, head),
+              Loader(column_side.value, same_batch, head));
   }
   MMER_DEVICE uint32_t tile_address(int number) const {
     return base + layout().b + number % 2 * layout().tile_bytes;
   }
 
  private:
+  MMER_DEVICE void load_tile(int number, const Loader& load_b, const Loader& load_value_b) const {
+    if (number >= tile_count) return;
+    const int first = number * tile;
+    Loader::template load_two<tile, layout().value_b - layout().b>(
+        load_b, load_value_b, HeadTile{tile_address(number)}, first,
+        column_visible.whole(first + tile), [&](int column) { return bias_smem[column] == 0.0f; });
+  }
   static MMER_DEVICE unsigned char* block_smem() {
     extern __shared__ __align__(128) unsigned char smem[];
     return smem;

@@ -17,11 +17,13 @@ namespace mmer::cuda {
 #define MMER_FOR_EACH_SHAPE(X) MMER_FOR_ROWS(X, MMER_ONLY_COLUMNS)
 #endif
 
-#define MMER_KERNEL(columns, row_class, suffix)                                             \
-  extern "C" __global__ void __launch_bounds__(shared_config(row_class, columns).threads()) \
-      MMER_KERNEL_NAME(shared_forward, columns,                                             \
-                       suffix)(const __grid_constant__ SharedForwardProblem problem) {      \
-    shared_forward<MMER_ELEMENT, columns, row_class>(problem);                              \
+#define MMER_KERNEL(columns, row_class, suffix)                                        \
+  extern "C" __global__ void __launch_bounds__(                                        \
+      shared_config(row_class, columns).threads(),                                     \
+      shared_config(row_class, columns).blocks_a_multiprocessor)                       \
+      MMER_KERNEL_NAME(shared_forward, columns,                                        \
+                       suffix)(const __grid_constant__ SharedForwardProblem problem) { \
+    shared_forward<MMER_ELEMENT, columns, row_class>(problem);                         \
   }
 MMER_FOR_EACH_SHAPE(MMER_KERNEL)
 #undef MMER_KERNEL

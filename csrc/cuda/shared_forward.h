@@ -24,6 +24,8 @@ namespace mmer::cuda {
 template <class Block>
 MMER_DEVICE bool add_up_rows(const Block& block, SharedRows<Block>& own) {
   constexpr int column_groups = Block::column_groups;
+  // Worked out anew in each pass: nothing is kept for it in between.
+  const int lane_row = kept(static_cast<uint32_t>(block.first_of_eight));
   bool unsafe = false;
 #pragma unroll
   for (int m = 0; m < Block::row_tiles; ++m) {
@@ -32,7 +34,7 @@ MMER_DEVICE bool add_up_rows(const Block& block, SharedRows<Block>& own) {
       float& sum = own.sum[m][half];
       sum = row_total(sum);
       if (column_groups == 2 && block.quad == 0) {
-        const int row = block.tile_row(m) + half * 8 + block.first_of_eight;
+        const int row = block.tile_row(m) + half * 8 + lane_row;
         block.row_parts_smem[block.column_group * Block::rows + row] = sum;
       }
     }
@@ -44,7 +46,7 @@ MMER_DEVICE bool add_up_rows(const Block& block, SharedRows<Block>& own) {
     for (int half = 0; half < 2; ++half) {
       float& sum = own.sum[m][half];
       if (column_groups == 2) {
-        const int row = block.tile_row(m) + half * 8 + block.first_of_eight;
+        const int row = block.tile_row(m) + half * 8 + lane_row;
         sum = block.row_parts_smem[row] + block.row_parts_smem[Block::rows + row];
       }
       unsafe |= (block.row_start(m, half) == 0.0f) & !is_safe<typename Block::Element>(sum);
@@ -65,7 +67,11 @@ MMER_DEVICE bool attend(const Block& block, SharedRows<Block>& own, const Column
   }
   const SharedPass<Block, exact> pass(block, reference);
   for (int number = 0; number < block.tile_count; ++number) {
-    block.load_tile(number + 1);
+    if constexpr (exact) {
+      block.load_tile_anew(number + 1);
+    } else {
+      block.load_tile(number + 1);
+    }
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
@@ -105,9 +111,9 @@ MMER_DEVICE void exchange_outputs(const Block& block, SharedRows<Block>& own) {
 }
 
 template <class Block>
-MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, bool exact,
-                             float reference) {
+MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float reference) {
   const SharedSide& side = block.row_side;
+  const bool exact = reference == no_reference;
   if constexpr (Block::column_groups == 2) exchange_outputs(block, own);
 #pragma unroll
   for (int m = 0; m < Block::last_row_tiles; ++m) {
@@ -146,16 +152,16 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   __syncthreads();
   SharedRows own(block);
   __syncthreads();  // P takes a's place
-  const float reference = find_reference(block, own);
+  float reference = find_reference(block, own);
 
   const bool unsafe = attend<false>(block, own, results, reference);
-  const bool exact = __syncthreads_or(unsafe && sees_something);
-  if (exact) {
+  if (__syncthreads_or(unsafe && sees_something)) {
+    reference = no_reference;
     find_maxima(block, own);
     attend<true>(block, own, results, reference);
   }
   cp_async_wait<0>();
-  finish_rows(block, own, exact, reference);
+  finish_rows(block, own, reference);
 }
 
 }  // namespace mmer::cuda

@@ -23,6 +23,9 @@ MMER_DEVICE bool is_safe(float sum) {
   return (sum > SafeRange<Element>::lowest) & (sum < SafeRange<Element>::highest);
 }
 
+// Says that each row and each column has one of its own.
+constexpr float no_reference = infinity;
+
 // The maximum of the first strip of S.
 template <class Block>
 MMER_DEVICE float find_reference(const Block& block, const SharedRows<Block>& rows) {
@@ -96,7 +99,7 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
 #pragma unroll
   for (int m = 0; m < row_tiles; ++m) row_max[m][0] = row_max[m][1] = -infinity;
   for (int number = 0; number < block.tile_count; ++number) {
-    block.load_tile(number);
+    block.load_tile_anew(number);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -128,7 +131,7 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
     }
     __syncthreads();
   }
-  block.load_tile(0);
+  block.load_tile_anew(0);
   cp_async_commit();
 }
 

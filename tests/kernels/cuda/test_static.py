@@ -27,8 +27,11 @@ def budget(kernel: str, arch: str) -> int:
     """Bytes that a thread may keep in local memory for want of registers.
 
     Times, dropout and summaries beside the sums of wide heads leave a value or two over, and so do
-    both gradients of a shared head of 128 on 12.0.
+    both gradients of a shared head of 128 on 12.0. On 9.0 a block of float32 rows of 64, of which a
+    multiprocessor has three, keeps which head is its own from before the loop to after it.
     """
+    if arch == "sm_90a" and kernel == "mmer_directed_forward_float32_64_plain":
+        return 16
     if arch == "sm_120a" and "shared_backward" in kernel and kernel.endswith("_128_plain"):
         return 8
     wide = kernel.endswith(("_128_extras", "_256_extras"))
@@ -37,7 +40,10 @@ def budget(kernel: str, arch: str) -> int:
 
 def compile_source(name: str, columns: int, element: str, arch: str, folder: Path) -> str:
     command = ["nvcc", "-cubin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
-    command += [f"-arch={arch}", f"-DMMER_ELEMENT={element}", f"-DMMER_ONLY_COLUMNS={columns}"]
+    # As in setup.py: what holds no instructions of later architectures is compiled for the oldest.
+    compiled_for = arch.replace("sm", "compute") if name == "shared_forward" else "compute_80"
+    command += [f"-gencode=arch={compiled_for},code={arch}"]
+    command += [f"-DMMER_ELEMENT={element}", f"-DMMER_ONLY_COLUMNS={columns}"]
     output = folder / f"{name}_{columns}_{element}_{arch}.cubin"
     done = subprocess.run(
         [*command, "-o", str(output), str(SOURCES / f"{name}.cu")],
@@ -48,17 +54,21 @@ def compile_source(name: str, columns: int, element: str, arch: str, folder: Pat
     return done.stderr
 
 
-def check_resources(report: str, arch: str) -> int:
+def findings(report: str, arch: str, count: int) -> list[str]:
+    """What is wrong with the ``count`` kernels that nvcc reports on."""
     kernels = KERNEL.findall(report)
+    found = [] if len(kernels) == count else [f"{len(kernels)} kernels, not {count}: {report}"]
     for name, stack, stores, _, registers in kernels:
         spilled = max(int(stack), int(stores))
         # 384 rows do not fit into a block's shared memory on 12.0: never launched there.
-        if (arch, name.rpartition("_")[2]) != ("sm_120a", "rows384"):
-            assert spilled <= budget(name, arch), f"{name} spills {spilled} bytes on {arch}"
+        launched = (arch, name.rpartition("_")[2]) != ("sm_120a", "rows384")
+        if launched and spilled > budget(name, arch):
+            found.append(f"{name} spills {spilled} bytes on {arch}")
         threads = THREADS.get(name.rpartition("_")[2], 128)
         # A block at least: the launch fails where its registers do not fit.
-        assert int(registers) * threads <= 65536, name
-    return len(kernels)
+        if int(registers) * threads > 65536:
+            found.append(f"{name} takes {registers} registers for {threads} threads on {arch}")
+    return found
 
 
 QUICK = [
@@ -79,8 +89,12 @@ ALL = [
 def check_all(kernels: list[tuple[str, int, int]], element: str, arch: str, folder: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         reports = pool.map(lambda x: compile_source(x[0], x[1], element, arch, folder), kernels)
-    for (name, columns, count), report in zip(kernels, reports, strict=True):
-        assert check_resources(report, arch) == count, f"{name} {columns}: {report}"
+    found = [
+        finding
+        for (_, _, count), report in zip(kernels, reports, strict=True)
+        for finding in findings(report, arch, count)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_registers_suffice(tmp_path: Path) -> None:
