@@ -22,13 +22,9 @@ from ..triton_backend.launch import (
 from ..triton_backend.pairs import plan_delta
 from ..triton_backend.target import Target
 from .reference import ChunkOptions, token_counts
-from .triton_kernels import (
-    ChunkedGradients,
-    Chunking,
-    Summaries,
-    chunked_backward,
-    chunked_forward,
-)
+from .triton_backward import ChunkedGradients, chunked_backward
+from .triton_forward import chunked_forward
+from .triton_windows import Chunking, Summaries
 
 FORWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=64, warps=4, stages=2),
