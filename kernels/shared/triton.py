@@ -44,9 +44,11 @@ from ..triton_backend.pairs import (
     plan_pair_forward,
 )
 from ..triton_backend.target import Target
-from .triton_backward import BackwardSide, shared_once_backward, shared_split_backward
-from .triton_forward import shared_once_forward
-from .triton_two_blocks import shared_two_block_forward
+from .triton_once_backward import shared_once_backward
+from .triton_once_forward import shared_once_forward
+from .triton_sides import BackwardSide
+from .triton_split_backward import shared_split_backward
+from .triton_two_block_forward import shared_two_block_forward
 
 # S once, forward. ``block`` is the longest side that a program holds. mma.sync wants 16 rows of X a
 # warp: fewer, and several warps execute the same products.

@@ -3,7 +3,7 @@
 For a short side of 65 to 128 steps. The scores are transposed, the short side Y on their rows, so
 that its sums and its accumulator lie alike and little is kept in registers; each tile of X meets
 one block of Y after the other and is finished when it has passed both. Reference, guard and repair
-are those of ``triton_forward.py``.
+are those of ``triton_once_forward.py``.
 """
 
 from __future__ import annotations
