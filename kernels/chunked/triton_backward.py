@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import key_value_gradient, query_gradient, window_span
+from ..triton_backend.direction_backward import (
+    ResidentKeys,
+    ResidentQueries,
+    StreamedQueries,
+    key_value_gradient,
+    query_gradient,
+)
+from ..triton_backend.direction_forward import Keys
+from ..triton_backend.spans import window_span
 from ..triton_backend.tiles import (
     load_lse_log2,
     load_real,
@@ -165,19 +173,9 @@ def _query_block(
     queries = start + tl.arange(0, BLOCK)
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
-    query = rows_of(
-        select_head(q, batch, head),
-        q.stride_time,
-        start,
-        real,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-        True,
-    )
+    query = rows_of(select_head(q, batch, head), start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True)
     grad_out = rows_of(
         select_head(gradients.grad_out, batch, head),
-        gradients.grad_out.stride_time,
         start,
         real,
         VALUE_DIM,
@@ -189,26 +187,15 @@ def _query_block(
     delta = load_row_values(gradients.delta, row, start, time, BLOCK)
     first, last = token_window(queries, chunking, time, CAUSAL)
     span = window_span(first, last, queries < time, time, steps.mask is not None, TILE)
+    resident = ResidentQueries(query, queries, None, grad_out, lse_log2, delta)
     grad_query, unused = query_gradient(
         tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
         tl.zeros([BLOCK], tl.float32),
-        query,
-        queries,
-        real,
-        None,
-        grad_out,
-        lse_log2,
-        delta,
-        select_head(k, batch, head),
-        k.stride_time,
-        select_head(v, batch, head),
-        v.stride_time,
-        steps,
-        None,
+        resident,
+        Keys(select_head(k, batch, head), select_head(v, batch, head), steps, None, time),
         batch,
         head,
         row,
-        time,
         span,
         scoring,
         0,
@@ -235,23 +222,17 @@ def _query_block(
         grad_query, unused = query_gradient(
             grad_query,
             unused,
-            query,
-            queries,
-            real,
-            None,
-            grad_out,
-            lse_log2,
-            delta,
-            select_head(summaries.key, batch, head),
-            summaries.key.stride_time,
-            select_head(summaries.value, batch, head),
-            summaries.value.stride_time,
-            summaries.steps,
-            bias,
+            resident,
+            Keys(
+                select_head(summaries.key, batch, head),
+                select_head(summaries.value, batch, head),
+                summaries.steps,
+                bias,
+                summaries.chunks,
+            ),
             batch,
             head,
             row,
-            summaries.chunks,
             span,
             scoring,
             1,
@@ -267,7 +248,6 @@ def _query_block(
     grad_query = tl.where(real[:, None], grad_query * scale, 0.0)
     store_tile(
         select_head(gradients.grad_query, batch, head),
-        gradients.grad_query.stride_time,
         start,
         time,
         grad_query,
@@ -306,50 +286,31 @@ def _token_block(
     keys = start + tl.arange(0, BLOCK)
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
-    key = rows_of(
-        select_head(k, batch, head),
-        k.stride_time,
-        start,
-        real,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-        True,
-    )
+    key = rows_of(select_head(k, batch, head), start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True)
     value = rows_of(
-        select_head(v, batch, head),
-        v.stride_time,
-        start,
-        real,
-        VALUE_DIM,
-        BLOCK,
-        BLOCK_VALUE_DIM,
-        True,
+        select_head(v, batch, head), start, real, VALUE_DIM, BLOCK, BLOCK_VALUE_DIM, True
     )
     first, last = token_audience(keys, chunking, time, CAUSAL)
     span = window_span(first, last, keys < time, time, steps.mask is not None, TILE)
-    grad_key, grad_value = key_value_gradient(
-        tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
-        tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-        key,
-        value,
-        start,
-        real,
-        None,
-        None,
-        select_head(q, batch, head),
-        q.stride_time,
-        select_head(gradients.grad_out, batch, head),
-        gradients.grad_out.stride_time,
-        gradients.lse,
-        gradients.delta,
-        steps,
+    key_value_gradient(
+        ResidentKeys(key, value, None, None),
+        StreamedQueries(
+            select_head(q, batch, head),
+            select_head(gradients.grad_out, batch, head),
+            gradients.lse,
+            gradients.delta,
+            steps,
+            time,
+        ),
+        gradients.grad_key,
+        gradients.grad_value,
+        time,
         batch,
         head,
         row,
-        time,
         span,
         scoring,
+        scale,
         0,
         HEAD_DIM,
         VALUE_DIM,
@@ -359,28 +320,6 @@ def _token_block(
         BLOCK_VALUE_DIM,
         False,
         PRECISION,
-    )
-    grad_key = tl.where(real[:, None], grad_key * scale, 0.0)
-    grad_value = tl.where(real[:, None], grad_value, 0.0)
-    store_tile(
-        select_head(gradients.grad_key, batch, head),
-        gradients.grad_key.stride_time,
-        start,
-        time,
-        grad_key,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-    )
-    store_tile(
-        select_head(gradients.grad_value, batch, head),
-        gradients.grad_value.stride_time,
-        start,
-        time,
-        grad_value,
-        VALUE_DIM,
-        BLOCK,
-        BLOCK_VALUE_DIM,
     )
 
 
@@ -412,18 +351,10 @@ def _summary_block(
     real = load_real(summaries.steps, batch, start, summaries.chunks, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
     key = rows_of(
-        select_head(summaries.key, batch, head),
-        summaries.key.stride_time,
-        start,
-        real,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-        True,
+        select_head(summaries.key, batch, head), start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True
     )
     value = rows_of(
         select_head(summaries.value, batch, head),
-        summaries.value.stride_time,
         start,
         real,
         VALUE_DIM,
@@ -437,28 +368,25 @@ def _summary_block(
     span = window_span(
         first, last, chunks_of < summaries.chunks, time, steps.mask is not None, TILE
     )
-    grad_key, grad_value = key_value_gradient(
-        tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
-        tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-        key,
-        value,
-        start,
-        real,
-        None,
-        bias,
-        select_head(q, batch, head),
-        q.stride_time,
-        select_head(gradients.grad_out, batch, head),
-        gradients.grad_out.stride_time,
-        gradients.lse,
-        gradients.delta,
-        steps,
+    key_value_gradient(
+        ResidentKeys(key, value, None, bias),
+        StreamedQueries(
+            select_head(q, batch, head),
+            select_head(gradients.grad_out, batch, head),
+            gradients.lse,
+            gradients.delta,
+            steps,
+            time,
+        ),
+        summaries.grad_key,
+        summaries.grad_value,
+        summaries.chunks,
         batch,
         head,
         row,
-        time,
         span,
         scoring,
+        scale,
         1,
         HEAD_DIM,
         VALUE_DIM,
@@ -468,26 +396,4 @@ def _summary_block(
         BLOCK_VALUE_DIM,
         False,
         PRECISION,
-    )
-    grad_key = tl.where(real[:, None], grad_key * scale, 0.0)
-    grad_value = tl.where(real[:, None], grad_value, 0.0)
-    store_tile(
-        select_head(summaries.grad_key, batch, head),
-        summaries.grad_key.stride_time,
-        start,
-        summaries.chunks,
-        grad_key,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-    )
-    store_tile(
-        select_head(summaries.grad_value, batch, head),
-        summaries.grad_value.stride_time,
-        start,
-        summaries.chunks,
-        grad_value,
-        VALUE_DIM,
-        BLOCK,
-        BLOCK_VALUE_DIM,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import Keys, Queries, attend, window_span
+from ..triton_backend.direction_forward import Keys, Queries, attend
+from ..triton_backend.spans import window_span
 from ..triton_backend.tiles import (
     LOWEST,
     finish_rows,
@@ -51,16 +52,7 @@ def chunked_forward(
     queries = start + tl.arange(0, BLOCK)
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM)
-    query = rows_of(
-        select_head(q, batch, head),
-        q.stride_time,
-        start,
-        real,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-        True,
-    )
+    query = rows_of(select_head(q, batch, head), start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True)
     block = Queries(query, queries, None, NEGATIVE)
     first, last = token_window(queries, chunking, time, CAUSAL)
     span = window_span(first, last, queries < time, time, steps.mask is not None, TILE)
@@ -69,15 +61,7 @@ def chunked_forward(
         tl.zeros([BLOCK, 8], tl.float32),
         tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
         block,
-        Keys(
-            select_head(k, batch, head),
-            k.stride_time,
-            select_head(v, batch, head),
-            v.stride_time,
-            steps,
-            None,
-            time,
-        ),
+        Keys(select_head(k, batch, head), select_head(v, batch, head), steps, None, time),
         batch,
         head,
         row,
@@ -113,9 +97,7 @@ def chunked_forward(
             block,
             Keys(
                 select_head(summaries.key, batch, head),
-                summaries.key.stride_time,
                 select_head(summaries.value, batch, head),
-                summaries.value.stride_time,
                 summaries.steps,
                 bias,
                 summaries.chunks,
@@ -138,14 +120,5 @@ def chunked_forward(
             PRECISION,
         )
     acc, row_lse = finish_rows(row_max, tl.sum(row_sum, 1), acc, real, scoring)
-    store_tile(
-        select_head(out, batch, head),
-        out.stride_time,
-        start,
-        time,
-        acc,
-        VALUE_DIM,
-        BLOCK,
-        BLOCK_VALUE_DIM,
-    )
+    store_tile(select_head(out, batch, head), start, time, acc, VALUE_DIM, BLOCK, BLOCK_VALUE_DIM)
     store_row_values(lse, row, start, time, row_lse, BLOCK)

@@ -11,8 +11,8 @@ import triton.language as tl
 
 from ..triton_backend.delta import row_delta
 from ..triton_backend.tiles import (
-    LOG2_E,
     Rows,
+    apply_gap,
     keep_mask,
     load_lse_log2,
     load_real,
@@ -55,34 +55,13 @@ def shared_once_backward(
     y_real = load_real(y.steps, batch, 0, time_y, BLOCK_Y)
     # (BLOCK_Y, BLOCK_HEAD_DIM), then (BLOCK_Y, BLOCK_VALUE_DIM)
     y_key = load_tile(
-        select_head(y.key, batch, head),
-        y.key.stride_time,
-        0,
-        y_real,
-        HEAD_DIM,
-        BLOCK_Y,
-        BLOCK_HEAD_DIM,
-        True,
+        select_head(y.key, batch, head), 0, y_real, HEAD_DIM, BLOCK_Y, BLOCK_HEAD_DIM, True
     )
     y_value = load_tile(
-        select_head(y.value, batch, head),
-        y.value.stride_time,
-        0,
-        y_real,
-        VALUE_DIM_Y,
-        BLOCK_Y,
-        BLOCK_VALUE_DIM,
-        True,
+        select_head(y.value, batch, head), 0, y_real, VALUE_DIM_Y, BLOCK_Y, BLOCK_VALUE_DIM, True
     )
     y_grad = load_tile(
-        select_head(y.grad_out, batch, head),
-        y.grad_out.stride_time,
-        0,
-        y_real,
-        VALUE_DIM_X,
-        BLOCK_Y,
-        BLOCK_VALUE_DIM,
-        True,
+        select_head(y.grad_out, batch, head), 0, y_real, VALUE_DIM_X, BLOCK_Y, BLOCK_VALUE_DIM, True
     )
     y_lse = load_lse_log2(y.lse, row, 0, time_y, BLOCK_Y)
     if TIMED:
@@ -97,7 +76,7 @@ def shared_once_backward(
         0,
         y_real,
         time_y,
-        Rows(None, None, 0, y_real, y_grad),
+        Rows(None, 0, y_real, y_grad),
         VALUE_DIM_X,
         BLOCK_Y,
         BLOCK_VALUE_DIM,
@@ -113,18 +92,10 @@ def shared_once_backward(
         x_real = load_real(x.steps, batch, start, time_x, BLOCK_X)
         # (BLOCK_X, BLOCK_HEAD_DIM), then (BLOCK_X, BLOCK_VALUE_DIM)
         x_key = load_tile(
-            select_head(x.key, batch, head),
-            x.key.stride_time,
-            start,
-            x_real,
-            HEAD_DIM,
-            BLOCK_X,
-            BLOCK_HEAD_DIM,
-            True,
+            select_head(x.key, batch, head), start, x_real, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM, True
         )
         x_grad = load_tile(
             select_head(x.grad_out, batch, head),
-            x.grad_out.stride_time,
             start,
             x_real,
             VALUE_DIM_Y,
@@ -143,7 +114,7 @@ def shared_once_backward(
             start,
             x_real,
             time_x,
-            Rows(None, None, start, x_real, x_grad),
+            Rows(None, start, x_real, x_grad),
             VALUE_DIM_Y,
             BLOCK_X,
             BLOCK_VALUE_DIM,
@@ -155,10 +126,7 @@ def shared_once_backward(
         if TIMED:
             x_times = load_times(x.steps, batch, start, x_real, BLOCK_X)
             gap = tl.abs(y_times[:, None] - x_times[None, :])
-            if scoring.decay is not None:
-                scores -= tl.load(scoring.decay + head) * LOG2_E * gap
-            if LIMITED:
-                scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
+            scores = apply_gap(scores, gap, scoring, head, LIMITED)
         scores = tl.where(x_real[None, :], scores, float("-inf"))
         # One direction after the other: less is live at a time.
         x_weights = tl.math.exp2(scores - x_lse[None, :])
@@ -174,7 +142,6 @@ def shared_once_backward(
         )
         x_value = load_tile(
             select_head(x.value, batch, head),
-            x.value.stride_time,
             start,
             x_real,
             VALUE_DIM_X,
@@ -201,7 +168,6 @@ def shared_once_backward(
             grad_x_value = tl.where(x_real[:, None], grad_x_value, 0.0)
         store_tile(
             select_head(x.grad_key, batch, head),
-            x.grad_key.stride_time,
             start,
             time_x,
             grad_x_key,
@@ -211,7 +177,6 @@ def shared_once_backward(
         )
         store_tile(
             select_head(x.grad_value, batch, head),
-            x.grad_value.stride_time,
             start,
             time_x,
             grad_x_value,
@@ -223,7 +188,6 @@ def shared_once_backward(
     grad_y_value = tl.where(y_real[:, None], grad_y_value, 0.0)
     store_tile(
         select_head(y.grad_key, batch, head),
-        y.grad_key.stride_time,
         0,
         time_y,
         grad_y_key,
@@ -233,7 +197,6 @@ def shared_once_backward(
     )
     store_tile(
         select_head(y.grad_value, batch, head),
-        y.grad_value.stride_time,
         0,
         time_y,
         grad_y_value,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import tile_count, tile_start, whole_span
+from ..triton_backend.spans import tile_count, tile_start, whole_span
 from ..triton_backend.tiles import (
-    LOG2_E,
     add_products,
+    apply_gap,
+    choose_side,
     keep_mask,
     load_lse_log2,
     load_real,
@@ -56,22 +57,9 @@ def shared_split_backward(
     if gap_sums is not None:
         gap_sum = gap_sums + tl.cast(row, tl.int64) * blocks_a + block
     if VALUE_DIM_A == VALUE_DIM_B:
-        either_a = runtime_side(a, b)
-        either_b = runtime_side(b, a)
-        if block < blocks_a:
-            x = either_a
-            y = either_b
-            time_x = time_a
-            time_y = time_b
-            start = block * BLOCK
-            stream = 0
-        else:
-            x = either_b
-            y = either_a
-            time_x = time_b
-            time_y = time_a
-            start = (block - blocks_a) * BLOCK
-            stream = 1
+        x, y, time_x, time_y, start, stream = choose_side(
+            runtime_side(a, b), runtime_side(b, a), time_a, time_b, block, blocks_a, BLOCK
+        )
         _split_block(
             x,
             y,
@@ -175,18 +163,10 @@ def _split_block(
     x_real = load_real(x.steps, batch, start_x, time_x, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM), then (BLOCK, BLOCK_VALUE_DIM)
     x_key = rows_of(
-        select_head(x.key, batch, head),
-        x.key.stride_time,
-        start_x,
-        x_real,
-        HEAD_DIM,
-        BLOCK,
-        BLOCK_HEAD_DIM,
-        True,
+        select_head(x.key, batch, head), start_x, x_real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True
     )
     x_value = rows_of(
         select_head(x.value, batch, head),
-        x.value.stride_time,
         start_x,
         x_real,
         VALUE_DIM_X,
@@ -201,7 +181,6 @@ def _split_block(
         x_grad_real = x_real & (x_lse < float("inf"))
     x_grad = rows_of(
         select_head(x.grad_out, batch, head),
-        x.grad_out.stride_time,
         start_x,
         x_grad_real,
         VALUE_DIM_Y,
@@ -212,9 +191,9 @@ def _split_block(
     x_delta = load_row_values(x.delta, row, start_x, time_x, BLOCK)
     if TIMED:
         x_times = load_times(x.steps, batch, start_x, x_real, BLOCK)
-    y_key_pointer = select_head(y.key, batch, head)
-    y_value_pointer = select_head(y.value, batch, head)
-    y_grad_pointer = select_head(y.grad_out, batch, head)
+    y_keys = select_head(y.key, batch, head)
+    y_values = select_head(y.value, batch, head)
+    y_grads = select_head(y.grad_out, batch, head)
     grad_key = tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32)
     grad_value = tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32)
     gaps = tl.zeros([BLOCK], tl.float32)
@@ -233,16 +212,7 @@ def _split_block(
                     reached = not out_of_reach(x_times, x_real, y_times, y_real, scoring.max_gap)
             if reached:
                 # (TILE, BLOCK_HEAD_DIM)
-                y_key = rows_of(
-                    y_key_pointer,
-                    y.key.stride_time,
-                    start,
-                    y_real,
-                    HEAD_DIM,
-                    TILE,
-                    BLOCK_HEAD_DIM,
-                    EDGE,
-                )
+                y_key = rows_of(y_keys, start, y_real, HEAD_DIM, TILE, BLOCK_HEAD_DIM, EDGE)
                 y_lse = load_lse_log2(y.lse, row, start, time_y, TILE)
                 y_delta = load_row_values(y.delta, row, start, time_y, TILE)
                 # (BLOCK, TILE)
@@ -252,25 +222,13 @@ def _split_block(
                 scores = scores * scoring.scale_log2
                 if TIMED:
                     gap = tl.abs(x_times[:, None] - y_times[None, :])
-                    if scoring.decay is not None:
-                        scores -= tl.load(scoring.decay + head) * LOG2_E * gap
-                    if LIMITED:
-                        scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
+                    scores = apply_gap(scores, gap, scoring, head, LIMITED)
                 if EDGE:
                     scores = tl.where(y_real[None, :], scores, float("-inf"))
                 x_weights = tl.math.exp2(scores - x_lse[:, None])
                 y_weights = tl.math.exp2(scores - y_lse[None, :])
                 # (TILE, BLOCK_VALUE_DIM), each loaded when it is needed: registers are scarce
-                y_value = rows_of(
-                    y_value_pointer,
-                    y.value.stride_time,
-                    start,
-                    y_real,
-                    VALUE_DIM_Y,
-                    TILE,
-                    BLOCK_VALUE_DIM,
-                    EDGE,
-                )
+                y_value = rows_of(y_values, start, y_real, VALUE_DIM_Y, TILE, BLOCK_VALUE_DIM, EDGE)
                 grad_x_weights = products(
                     x_grad, y_value, VALUE_DIM_Y, BLOCK, TILE, BLOCK_VALUE_DIM, EDGE, PRECISION
                 )
@@ -278,14 +236,7 @@ def _split_block(
                 if LIMITED:
                     y_grad_real = y_real & (y_lse < float("inf"))
                 y_grad = rows_of(
-                    y_grad_pointer,
-                    y.grad_out.stride_time,
-                    start,
-                    y_grad_real,
-                    VALUE_DIM_X,
-                    TILE,
-                    BLOCK_VALUE_DIM,
-                    EDGE or LIMITED,
+                    y_grads, start, y_grad_real, VALUE_DIM_X, TILE, BLOCK_VALUE_DIM, EDGE or LIMITED
                 )
                 grad_y_weights = products(
                     x_value,
@@ -327,7 +278,6 @@ def _split_block(
     grad_value = tl.where(x_real[:, None], grad_value, 0.0)
     store_tile(
         select_head(x.grad_key, batch, head),
-        x.grad_key.stride_time,
         start_x,
         time_x,
         grad_key,
@@ -337,7 +287,6 @@ def _split_block(
     )
     store_tile(
         select_head(x.grad_value, batch, head),
-        x.grad_value.stride_time,
         start_x,
         time_x,
         grad_value,
