@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl  # noqa: F401 - Triton's interpreter wants it beside every kernel
 
 from ..triton_backend.tiles import runtime_matrix, runtime_steps
 
