@@ -83,9 +83,11 @@ SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
     # Left alone, ptxas stops at 168 registers for a third program and spills 16 bytes.
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, registers=255),
-    Configuration(dim=128, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
-    Configuration(dim=128, bits=16, block=32, tile=16, warps=4, stages=1),
-    Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
+    # 8 warps share 64 columns of scores; with narrower tiles several of them form the same ones.
+    Configuration(dim=128, bits=16, block=32, tile=64, warps=8, stages=1),
+    # 32 columns spill 40 bytes on 9.0.
+    Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
+    Configuration(dim=256, bits=16, block=32, tile=32, warps=8, stages=1),
     # float32 is three products a product: few rows, whose 8 warps share 64 columns of scores; with
     # narrower tiles several warps form the same ones. 64 columns spill 40 bytes on 12.0.
     Configuration(dim=64, bits=32, block=16, tile=32, warps=8, stages=1, capability=120),
