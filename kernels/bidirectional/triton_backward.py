@@ -12,8 +12,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import key_value_gradient, query_gradient, whole_span
+from ..triton_backend.direction_backward import (
+    ResidentKeys,
+    ResidentQueries,
+    StreamedQueries,
+    key_value_gradient,
+    query_gradient,
+)
+from ..triton_backend.direction_forward import Keys
+from ..triton_backend.spans import whole_span
 from ..triton_backend.tiles import (
+    choose_side,
     load_lse_log2,
     load_real,
     load_row_values,
@@ -87,22 +96,9 @@ def bidirectional_backward(
     for_keys = task >= both
     block = tl.where(for_keys, task - both, task)
     if VALUE_DIM_A == VALUE_DIM_B:
-        either_a = runtime_side(a, b)
-        either_b = runtime_side(b, a)
-        if block < blocks_a:
-            x = either_a
-            y = either_b
-            time_x = time_a
-            time_y = time_b
-            start = block * BLOCK
-            stream = 0
-        else:
-            x = either_b
-            y = either_a
-            time_x = time_b
-            time_y = time_a
-            start = (block - blocks_a) * BLOCK
-            stream = 1
+        x, y, time_x, time_y, start, stream = choose_side(
+            runtime_side(a, b), runtime_side(b, a), time_a, time_b, block, blocks_a, BLOCK
+        )
         _one_role(
             x,
             y,
@@ -221,18 +217,10 @@ def _one_role(
     if for_keys:
         # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
         key = rows_of(
-            select_head(x.key, batch, head),
-            x.key.stride_time,
-            start,
-            x_real,
-            HEAD_DIM,
-            BLOCK,
-            BLOCK_HEAD_DIM,
-            True,
+            select_head(x.key, batch, head), start, x_real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True
         )
         value = rows_of(
             select_head(x.value, batch, head),
-            x.value.stride_time,
             start,
             x_real,
             VALUE_DIM_X,
@@ -240,28 +228,25 @@ def _one_role(
             BLOCK_VALUE_DIM,
             True,
         )
-        grad_key, grad_value = key_value_gradient(
-            tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
-            tl.zeros([BLOCK, BLOCK_VALUE_DIM], tl.float32),
-            key,
-            value,
-            start,
-            x_real,
-            x_times,
-            None,
-            select_head(y.query, batch, head),
-            y.query.stride_time,
-            select_head(y.grad_out, batch, head),
-            y.grad_out.stride_time,
-            y.lse,
-            y.delta,
-            y.steps,
+        key_value_gradient(
+            ResidentKeys(key, value, x_times, None),
+            StreamedQueries(
+                select_head(y.query, batch, head),
+                select_head(y.grad_out, batch, head),
+                y.lse,
+                y.delta,
+                y.steps,
+                time_y,
+            ),
+            x.grad_key,
+            x.grad_value,
+            time_x,
             batch,
             head,
             row,
-            time_y,
             span,
             scoring,
+            scale,
             1 - stream,
             HEAD_DIM,
             VALUE_DIM_X,
@@ -272,38 +257,9 @@ def _one_role(
             LIMITED,
             PRECISION,
         )
-        grad_key = tl.where(x_real[:, None], grad_key * scale, 0.0)
-        grad_value = tl.where(x_real[:, None], grad_value, 0.0)
-        store_tile(
-            select_head(x.grad_key, batch, head),
-            x.grad_key.stride_time,
-            start,
-            time_x,
-            grad_key,
-            HEAD_DIM,
-            BLOCK,
-            BLOCK_HEAD_DIM,
-        )
-        store_tile(
-            select_head(x.grad_value, batch, head),
-            x.grad_value.stride_time,
-            start,
-            time_x,
-            grad_value,
-            VALUE_DIM_X,
-            BLOCK,
-            BLOCK_VALUE_DIM,
-        )
     else:
         query = rows_of(
-            select_head(x.query, batch, head),
-            x.query.stride_time,
-            start,
-            x_real,
-            HEAD_DIM,
-            BLOCK,
-            BLOCK_HEAD_DIM,
-            True,
+            select_head(x.query, batch, head), start, x_real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True
         )
         lse_log2 = load_lse_log2(x.lse, row, start, time_x, BLOCK)
         delta = load_row_values(x.delta, row, start, time_x, BLOCK)
@@ -313,7 +269,6 @@ def _one_role(
             grad_real = x_real & (lse_log2 < float("inf"))
         grad_out = rows_of(
             select_head(x.grad_out, batch, head),
-            x.grad_out.stride_time,
             start,
             grad_real,
             VALUE_DIM_Y,
@@ -324,23 +279,17 @@ def _one_role(
         grad_query, gap_sum = query_gradient(
             tl.zeros([BLOCK, BLOCK_HEAD_DIM], tl.float32),
             tl.zeros([BLOCK], tl.float32),
-            query,
-            rows,
-            x_real,
-            x_times,
-            grad_out,
-            lse_log2,
-            delta,
-            select_head(y.key, batch, head),
-            y.key.stride_time,
-            select_head(y.value, batch, head),
-            y.value.stride_time,
-            y.steps,
-            None,
+            ResidentQueries(query, rows, x_times, grad_out, lse_log2, delta),
+            Keys(
+                select_head(y.key, batch, head),
+                select_head(y.value, batch, head),
+                y.steps,
+                None,
+                time_y,
+            ),
             batch,
             head,
             row,
-            time_y,
             span,
             scoring,
             stream,
@@ -356,7 +305,6 @@ def _one_role(
         grad_query = tl.where(x_real[:, None], grad_query * scale, 0.0)
         store_tile(
             select_head(x.grad_query, batch, head),
-            x.grad_query.stride_time,
             start,
             time_x,
             grad_query,

@@ -44,9 +44,11 @@ from ..triton_backend.pairs import (
     plan_pair_forward,
 )
 from ..triton_backend.target import Target
-from .triton_backward import BackwardSide, shared_once_backward, shared_split_backward
-from .triton_forward import shared_once_forward
-from .triton_two_blocks import shared_two_block_forward
+from .triton_once_backward import shared_once_backward
+from .triton_once_forward import shared_once_forward
+from .triton_sides import BackwardSide
+from .triton_split_backward import shared_split_backward
+from .triton_two_block_forward import shared_two_block_forward
 
 # S once, forward. ``block`` is the longest side that a program holds. mma.sync wants 16 rows of X a
 # warp: fewer, and several warps execute the same products.
@@ -81,11 +83,15 @@ SPLIT_BACKWARD: tuple[Configuration, ...] = (
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=2, capability=90, below=100),
     # Left alone, ptxas stops at 168 registers for a third program and spills 16 bytes.
     Configuration(dim=64, bits=16, block=64, tile=32, warps=4, stages=1, registers=255),
-    Configuration(dim=128, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
-    Configuration(dim=128, bits=16, block=32, tile=16, warps=4, stages=1),
-    Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1),
-    # float32 is three products a product: small tiles, and many warps to share them.
-    Configuration(dim=64, bits=32, block=16, tile=16, warps=8, stages=1),
+    # 8 warps share 64 columns of scores; with narrower tiles several of them form the same ones.
+    Configuration(dim=128, bits=16, block=32, tile=64, warps=8, stages=1),
+    # 32 columns spill 40 bytes on 9.0.
+    Configuration(dim=256, bits=16, block=32, tile=16, warps=8, stages=1, capability=90, below=100),
+    Configuration(dim=256, bits=16, block=32, tile=32, warps=8, stages=1),
+    # float32 is three products a product: few rows, whose 8 warps share 64 columns of scores; with
+    # narrower tiles several warps form the same ones. 64 columns spill 40 bytes on 12.0.
+    Configuration(dim=64, bits=32, block=16, tile=32, warps=8, stages=1, capability=120),
+    Configuration(dim=64, bits=32, block=16, tile=64, warps=8, stages=1),
     # Wider heads are read in pieces, see `products`. 16 rows spill 48 bytes on 8.6, 32 rows 8 bytes
     # on 9.0.
     Configuration(dim=128, bits=32, block=32, tile=16, warps=4, stages=1, below=90),

@@ -13,9 +13,11 @@ slowly, in float32 and float16, for tests.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ from ..backends import Backend, register_backend, set_unavailable
 from ..registration import OperatorDefinition, define
 
 NAMESPACE = "mmer_triton"
+_DISTRIBUTIONS = ("triton", "triton-rocm", "pytorch-triton", "pytorch-triton-rocm")
+# In older ones no function of a kernel can return a tuple with a None in it.
+_OLDEST = (3, 7)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Package of each operator inside of mmer.kernels.
 _PACKAGES = {
@@ -64,6 +69,10 @@ def enter(definitions: Sequence[OperatorDefinition]) -> None:
 def refuse(definition: OperatorDefinition, tensors: Sequence[Tensor], options: Any) -> str | None:
     """Return why the kernels cannot run a call, or None if they can."""
     first = tensors[0]
+    version = _installed_version()
+    if version is not None and version < _OLDEST:
+        oldest, found = (".".join(map(str, x)) for x in (_OLDEST, version))
+        return f"it needs Triton {oldest} or later, installed is {found}"
     if first.dtype not in _DTYPES:
         return f"it computes in float32 and takes float32, float16 and bfloat16, not {first.dtype}"
     if interpreted() and first.dtype == torch.bfloat16:
@@ -73,6 +82,18 @@ def refuse(definition: OperatorDefinition, tensors: Sequence[Tensor], options: A
         if capability < (8, 0):
             found = ".".join(map(str, capability))
             return f"it needs CUDA capability 8.0 or later, this GPU has {found}"
+    return None
+
+
+@lru_cache
+def _installed_version() -> tuple[int, ...] | None:
+    """Major and minor version of Triton, without importing it; None if nobody says."""
+    for name in _DISTRIBUTIONS:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return tuple(int(x) for x in version.split(".")[:2])
     return None
 
 

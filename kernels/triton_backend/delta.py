@@ -7,14 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .tiles import (
-    load_real,
-    load_row_values,
-    products,
-    rows_of,
-    select_head,
-    store_row_values,
-)
+from .tiles import load_real, load_row_values, products, rows_of, select_head, store_row_values
 
 
 class DeltaSide(NamedTuple):
@@ -49,16 +42,7 @@ def row_delta(
     sees one key, whose value is its output, the two agree to the last bit and the score's gradient
     is 0, as it should be.
     """
-    out = rows_of(
-        select_head(side.out, batch, head),
-        side.out.stride_time,
-        start,
-        real,
-        DIM,
-        BLOCK,
-        BLOCK_DIM,
-        True,
-    )
+    out = rows_of(select_head(side.out, batch, head), start, real, DIM, BLOCK, BLOCK_DIM, True)
     rows = tl.arange(0, BLOCK)
     all_products = products(grad_out, out, DIM, BLOCK, BLOCK, BLOCK_DIM, True, PRECISION)
     delta = tl.sum(tl.where(rows[:, None] == rows[None, :], all_products, 0.0), 1)
@@ -115,14 +99,7 @@ def _delta_block(
     head = row % heads
     real = load_real(side.steps, batch, start, time, BLOCK)
     grad_out = rows_of(
-        select_head(side.grad_out, batch, head),
-        side.grad_out.stride_time,
-        start,
-        real,
-        DIM,
-        BLOCK,
-        BLOCK_DIM,
-        True,
+        select_head(side.grad_out, batch, head), start, real, DIM, BLOCK, BLOCK_DIM, True
     )
     delta = row_delta(
         side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM, PRECISION

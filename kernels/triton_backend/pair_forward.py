@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .directions import Keys, Queries, attend, whole_span
+from .direction_forward import Keys, Queries, attend
+from .spans import whole_span
 from .tiles import (
     LOWEST,
+    choose_side,
     finish_rows,
     load_real,
     load_times,
@@ -69,22 +71,9 @@ def pair_forward(
     row = tl.program_id(0) // (blocks_a + blocks_b)
     # One body, inlined once, for both directions where their values are equally wide.
     if VALUE_DIM_A == VALUE_DIM_B:
-        either_a = runtime_side(a, b)
-        either_b = runtime_side(b, a)
-        if block < blocks_a:
-            x = either_a
-            y = either_b
-            time_x = time_a
-            time_y = time_b
-            start = block * BLOCK_QUERIES
-            stream = 0
-        else:
-            x = either_b
-            y = either_a
-            time_x = time_b
-            time_y = time_a
-            start = (block - blocks_a) * BLOCK_QUERIES
-            stream = 1
+        x, y, time_x, time_y, start, stream = choose_side(
+            runtime_side(a, b), runtime_side(b, a), time_a, time_b, block, blocks_a, BLOCK_QUERIES
+        )
         attend_block(
             x,
             y,
@@ -202,7 +191,6 @@ def attend_block(
     # (BLOCK_QUERIES, BLOCK_HEAD_DIM)
     query = rows_of(
         select_head(x.query, batch, head),
-        x.query.stride_time,
         start,
         query_real,
         HEAD_DIM,
@@ -213,13 +201,7 @@ def attend_block(
     steps = start + tl.arange(0, BLOCK_QUERIES)
     queries = Queries(query, steps, query_times, NEGATIVE)
     keys = Keys(
-        select_head(y.key, batch, head),
-        y.key.stride_time,
-        select_head(y.value, batch, head),
-        y.value.stride_time,
-        y.steps,
-        None,
-        time_y,
+        select_head(y.key, batch, head), select_head(y.value, batch, head), y.steps, None, time_y
     )
     span = whole_span(y.steps, batch, time_y, BLOCK_INTERIOR, BLOCK_EDGE)
     row_max = tl.full([BLOCK_QUERIES], LOWEST, tl.float32)
@@ -279,7 +261,6 @@ def attend_block(
     acc, lse = finish_rows(row_max, row_sum, acc, query_real, scoring)
     store_tile(
         select_head(x.out, batch, head),
-        x.out.stride_time,
         start,
         time_x,
         acc,

@@ -53,6 +53,13 @@ class Steps(NamedTuple):
     times_stride_time: Any
 
 
+class HeadMatrix(NamedTuple):
+    """The (time, dim) matrix of one head."""
+
+    pointer: Any
+    stride_time: Any
+
+
 class Rows(NamedTuple):
     """Rows of one head from ``start`` on, and which of them are real, (block,).
 
@@ -60,8 +67,7 @@ class Rows(NamedTuple):
     pieces then, see `products`.
     """
 
-    pointer: Any
-    stride_time: Any
+    matrix: Any
     start: Any
     real: Any
     tile: Any
@@ -122,17 +128,36 @@ def runtime_steps(steps):
 
 
 @triton.jit
+def choose_side(a, b, time_a, time_b, block, blocks_a, BLOCK: tl.constexpr):
+    """The side that a block of rows is of, the other, their times, its first row and its stream."""
+    if block < blocks_a:
+        x = a
+        y = b
+        time_x = time_a
+        time_y = time_b
+        start = block * BLOCK
+        stream = 0
+    else:
+        x = b
+        y = a
+        time_x = time_b
+        time_y = time_a
+        start = (block - blocks_a) * BLOCK
+        stream = 1
+    return x, y, time_x, time_y, start, stream
+
+
+@triton.jit
 def select_head(matrix, batch, head):
     """The (time, dim) matrix of one head."""
     offset = tl.cast(batch, tl.int64) * matrix.stride_batch
     offset += tl.cast(head, tl.int64) * matrix.stride_head
-    return matrix.pointer + offset
+    return HeadMatrix(matrix.pointer + offset, matrix.stride_time)
 
 
 @triton.jit
 def load_tile(
-    pointer,
-    stride_time,
+    matrix,
     start,
     real,
     DIM: tl.constexpr,
@@ -141,14 +166,13 @@ def load_tile(
     MASKED: tl.constexpr,
 ):
     """Rows from ``start`` on, (BLOCK, BLOCK_DIM); 0 where not real, whatever memory holds."""
-    pointers, columns = _tile_pointers(pointer, stride_time, start, 0, BLOCK, BLOCK_DIM)
+    pointers, columns = _tile_pointers(matrix, start, 0, BLOCK, BLOCK_DIM)
     return _load(pointers, columns, real, DIM, BLOCK_DIM, MASKED)
 
 
 @triton.jit
 def rows_of(
-    pointer,
-    stride_time,
+    matrix,
     start,
     real,
     DIM: tl.constexpr,
@@ -158,9 +182,9 @@ def rows_of(
 ):
     """Rows from ``start`` on; their tile with them unless products read them in pieces."""
     tile = None
-    if not _in_pieces(pointer, BLOCK_DIM):
-        tile = load_tile(pointer, stride_time, start, real, DIM, BLOCK, BLOCK_DIM, MASKED)
-    return Rows(pointer, stride_time, start, real, tile)
+    if not _in_pieces(matrix.pointer, BLOCK_DIM):
+        tile = load_tile(matrix, start, real, DIM, BLOCK, BLOCK_DIM, MASKED)
+    return Rows(matrix, start, real, tile)
 
 
 @triton.jit
@@ -240,7 +264,7 @@ def _add_tile(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile = load_tile(rows.pointer, rows.stride_time, start, real, DIM, BLOCK, BLOCK_DIM, MASKED)
+    tile = load_tile(rows.matrix, start, real, DIM, BLOCK, BLOCK_DIM, MASKED)
     return tl.dot(weights, tile, total, input_precision=PRECISION)
 
 
@@ -253,9 +277,7 @@ def _load_piece(
     BLOCK_DIM: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    pointers, columns = _tile_pointers(
-        rows.pointer, rows.stride_time, rows.start, first, BLOCK, _PIECE
-    )
+    pointers, columns = _tile_pointers(rows.matrix, rows.start, first, BLOCK, _PIECE)
     return _load(pointers, columns, rows.real, DIM, BLOCK_DIM, MASKED)
 
 
@@ -279,31 +301,22 @@ def _in_pieces(pointer, block_dim):
 
 @triton.jit
 def store_tile(
-    pointer,
-    stride_time,
-    start,
-    time,
-    tile,
-    DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
+    matrix, start, time, tile, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_DIM: tl.constexpr
 ):
     """Write the rows of ``tile`` that lie inside of the time."""
-    pointers, columns = _tile_pointers(pointer, stride_time, start, 0, BLOCK, BLOCK_DIM)
+    pointers, columns = _tile_pointers(matrix, start, 0, BLOCK, BLOCK_DIM)
     inside = (start + tl.arange(0, BLOCK) < time)[:, None]
     if DIM < BLOCK_DIM:
         inside = inside & (columns < DIM)[None, :]
-    tl.store(pointers, tile.to(pointer.dtype.element_ty), mask=inside)
+    tl.store(pointers, tile.to(matrix.pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _tile_pointers(
-    pointer, stride_time, start, first_column, BLOCK: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _tile_pointers(matrix, start, first_column, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     columns = first_column + tl.arange(0, COLUMNS)
     # Inside of a tile 32 bits are enough, see `readable`; they save a register a pointer.
-    rows = tl.arange(0, BLOCK) * tl.cast(stride_time, tl.int32)
-    first = pointer + tl.cast(start, tl.int64) * stride_time
+    rows = tl.arange(0, BLOCK) * tl.cast(matrix.stride_time, tl.int32)
+    first = matrix.pointer + tl.cast(start, tl.int64) * matrix.stride_time
     return first + (rows[:, None] + columns[None, :]), columns
 
 
@@ -357,6 +370,16 @@ def out_of_reach(times_x, real_x, times_y, real_y, max_gap):
     low_y = tl.min(tl.where(real_y, times_y, float("inf")), 0)
     high_y = tl.max(tl.where(real_y, times_y, float("-inf")), 0)
     return (low_y - high_x > max_gap) | (low_x - high_y > max_gap)
+
+
+@triton.jit
+def apply_gap(scores, gap, scoring, head, LIMITED: tl.constexpr):
+    """Scores less their decay over the gap in seconds; -inf where it is too long."""
+    if scoring.decay is not None:
+        scores -= tl.load(scoring.decay + head) * LOG2_E * gap
+    if LIMITED:
+        scores = tl.where(gap <= scoring.max_gap, scores, float("-inf"))
+    return scores
 
 
 @triton.jit

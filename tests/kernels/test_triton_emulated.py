@@ -155,6 +155,16 @@ PAIRS["wide"] = {
     "dropout_seed": 5,
     "scale": -0.1,
 }
+# What a tile of 128 columns holds.
+PAIRS["over 64"] = {
+    "batch": 1,
+    "heads": 1,
+    "time_a": 97,
+    "time_b": 70,
+    "head_dim": 72,
+    "value_dim": 100,
+    "masks": True,
+}
 PAIRS["widest"] = {"batch": 1, "heads": 1, "time_a": 50, "time_b": 40, "head_dim": 256}
 QUICK_PAIRS = {
     ("shared", "wide", "float32", 80),
@@ -225,6 +235,7 @@ CHUNKS: dict[str, dict[str, Any]] = {
 }
 # Wider than what products of float32 take whole.
 CHUNKS["wide"] = {"masked": True, "summarised": True, "chunk_size": 16, "head_dim": 136}
+CHUNKS["over 64"] = {"masked": True, "summarised": True, "chunk_size": 16, "head_dim": 72}
 QUICK_CHUNKS = {
     ("wide", "float32", 90),
     ("masks and summaries", "bfloat16", 80),

@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
+
+from mmer.kernels import shared, triton_backend
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # A sample of what takes a backend as a parameter; `make test-all` runs all of it.
@@ -73,6 +77,17 @@ def test_bfloat16_is_refused_by_the_interpreter() -> None:
         check=False,
     )
     assert "interpreter computes bfloat16 wrongly" in done.stderr
+
+
+def test_an_older_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [torch.zeros(1, 1, 2, 4)] * 4
+    definition = shared.operator.DEFINITION
+    monkeypatch.setattr(triton_backend, "_installed_version", lambda: (3, 6))
+    assert triton_backend.refuse(definition, tensors, None) == (
+        "it needs Triton 3.7 or later, installed is 3.6"
+    )
+    monkeypatch.setattr(triton_backend, "_installed_version", lambda: (3, 7))
+    assert triton_backend.refuse(definition, tensors, None) is None
 
 
 def test_nothing_of_triton_is_imported_with_the_package() -> None:

@@ -1,12 +1,21 @@
-"""What the forward kernels with S once share: the guard's bounds, the repair, how they finish."""
+"""What the forward kernels with S once share: blocks of the short side, the guard, the repair."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from ..triton_backend.pair_forward import attend_block
-from ..triton_backend.tiles import finish_rows, select_head, store_row_values, store_tile
+from ..triton_backend.tiles import (
+    finish_rows,
+    load_real,
+    load_tile,
+    select_head,
+    store_row_values,
+    store_tile,
+)
 
 # Sums under the common reference beyond these are not trusted: 2**-90 and 2**100. Within them,
 # products with values and sums of those stay normal numbers.
@@ -15,6 +24,43 @@ LARGEST = tl.constexpr(1.2676506e30)
 # Tiles of the repair, which is seldom taken: small, so that its registers are no more than others'.
 REPAIR_ROWS = tl.constexpr(64)
 REPAIR_KEYS = tl.constexpr(16)
+
+
+class Block(NamedTuple):
+    """A block of Y: its keys, its values, its first step and which steps are real."""
+
+    key: Any
+    value: Any
+    start: Any
+    real: Any
+
+
+@triton.jit
+def load_block(
+    y,
+    batch,
+    head,
+    start: tl.constexpr,
+    time_y,
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_HEAD_DIM: tl.constexpr,
+    BLOCK_VALUE_DIM: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+):
+    """The steps of Y from ``start`` on."""
+    real = load_real(y.steps, batch, start, time_y, BLOCK_Y)
+    # (BLOCK_Y, BLOCK_HEAD_DIM) and (BLOCK_Y, BLOCK_VALUE_DIM)
+    key = load_tile(
+        select_head(y.query, batch, head), start, real, HEAD_DIM, BLOCK_Y, BLOCK_HEAD_DIM, True
+    )
+    if NEGATIVE:
+        key = -key
+    value = load_tile(
+        select_head(y.value, batch, head), start, real, VALUE_DIM, BLOCK_Y, BLOCK_VALUE_DIM, True
+    )
+    return Block(key, value, start, real)
 
 
 @triton.jit
@@ -95,34 +141,43 @@ def in_order(values, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def finish_columns(
+def out_of_range(sums, real):
+    """Which sums of real steps cannot be trusted, as integers."""
+    in_range = (sums > SMALLEST) & (sums < LARGEST)
+    return (real & (in_range == 0)).to(tl.int32)
+
+
+@triton.jit
+def finish_block(
     y,
+    block,
+    reference,
+    column_sum,
+    acc,
     batch,
     head,
     row,
     time_y,
-    y_real,
     scoring,
-    column_max,
-    column_sum,
-    acc,
     VALUE_DIM: tl.constexpr,
     BLOCK_Y: tl.constexpr,
     BLOCK_VALUE_DIM: tl.constexpr,
 ):
-    """Divide what the columns gathered by their sums, and store it."""
-    out, lse = finish_rows(column_max, column_sum, acc, y_real, scoring)
+    """Store a block of Y; return which of its sums cannot be trusted."""
+    out, lse = finish_rows(
+        tl.zeros([BLOCK_Y], tl.float32) + reference, column_sum, acc, block.real, scoring
+    )
     store_tile(
         select_head(y.out, batch, head),
-        y.out.stride_time,
-        0,
+        block.start,
         time_y,
         out,
         VALUE_DIM,
         BLOCK_Y,
         BLOCK_VALUE_DIM,
     )
-    store_row_values(y.lse, row, 0, time_y, lse, BLOCK_Y)
+    store_row_values(y.lse, row, block.start, time_y, lse, BLOCK_Y)
+    return out_of_range(column_sum, block.real)
 
 
 @triton.jit
@@ -144,12 +199,8 @@ def store_padding(
     visited = tl.maximum(tl.cdiv(tl.maximum(span.high - span.low, 0), BLOCK_X) * BLOCK_X, 0)
     before = tl.minimum(span.low, time_x)
     for start in range(0, before, BLOCK_X):
-        store_tile(
-            x_out, x.out.stride_time, start, time_x, zeros, VALUE_DIM, BLOCK_X, BLOCK_VALUE_DIM
-        )
+        store_tile(x_out, start, time_x, zeros, VALUE_DIM, BLOCK_X, BLOCK_VALUE_DIM)
         store_row_values(x.lse, row, start, time_x, lowest, BLOCK_X)
     for start in range(span.low + visited, time_x, BLOCK_X):
-        store_tile(
-            x_out, x.out.stride_time, start, time_x, zeros, VALUE_DIM, BLOCK_X, BLOCK_VALUE_DIM
-        )
+        store_tile(x_out, start, time_x, zeros, VALUE_DIM, BLOCK_X, BLOCK_VALUE_DIM)
         store_row_values(x.lse, row, start, time_x, lowest, BLOCK_X)

@@ -3,17 +3,15 @@
 For a short side of 65 to 128 steps. The scores are transposed, the short side Y on their rows, so
 that its sums and its accumulator lie alike and little is kept in registers; each tile of X meets
 one block of Y after the other and is finished when it has passed both. Reference, guard and repair
-are those of ``triton_forward.py``.
+are those of ``triton_once_forward.py``.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import tile_count, tile_start, whole_span
+from ..triton_backend.spans import tile_count, tile_start, whole_span
 from ..triton_backend.tiles import (
     LOWEST,
     finish_rows,
@@ -25,16 +23,14 @@ from ..triton_backend.tiles import (
     store_row_values,
     store_tile,
 )
-from .triton_finish import LARGEST, SMALLEST, in_order, repair, store_padding
-
-
-class Block(NamedTuple):
-    """A block of Y: its keys, its values, its first step and which steps are real."""
-
-    key: Any
-    value: Any
-    start: Any
-    real: Any
+from .triton_short_side import (
+    finish_block,
+    in_order,
+    load_block,
+    out_of_range,
+    repair,
+    store_padding,
+)
 
 
 @triton.jit(do_not_specialize=["heads", "time_x", "time_y", "stream_x", "stream_y"])
@@ -62,7 +58,7 @@ def shared_two_block_forward(
     row = tl.program_id(0)
     batch = row // heads
     head = row % heads
-    low = _load_block(
+    low = load_block(
         y,
         batch,
         head,
@@ -75,7 +71,7 @@ def shared_two_block_forward(
         BLOCK_VALUE_DIM,
         NEGATIVE,
     )
-    high = _load_block(
+    high = load_block(
         y,
         batch,
         head,
@@ -104,19 +100,8 @@ def shared_two_block_forward(
             if EDGE:
                 real = load_real(x.steps, batch, start, time_x, BLOCK_X)
             # (BLOCK_X, BLOCK_HEAD_DIM) and (BLOCK_X, BLOCK_VALUE_DIM)
-            key = load_tile(
-                x_key, x.query.stride_time, start, real, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM, EDGE
-            )
-            value = load_tile(
-                x_value,
-                x.value.stride_time,
-                start,
-                real,
-                VALUE_DIM_X,
-                BLOCK_X,
-                BLOCK_VALUE_DIM,
-                EDGE,
-            )
+            key = load_tile(x_key, start, real, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM, EDGE)
+            value = load_tile(x_value, start, real, VALUE_DIM_X, BLOCK_X, BLOCK_VALUE_DIM, EDGE)
             out = tl.zeros([BLOCK_X, BLOCK_VALUE_DIM], tl.float32)
             weights = tl.zeros([BLOCK_Y, BLOCK_X], tl.float32)
             reference, low_sum, low_acc, out, weights = _meet(
@@ -160,12 +145,11 @@ def shared_two_block_forward(
                 PRECISION,
             )
             row_sum = in_order(tl.sum(weights, 0), BLOCK_X)
-            unsafe |= _out_of_range(row_sum, real)
+            unsafe |= out_of_range(row_sum, real)
             row_reference = tl.zeros([BLOCK_X], tl.float32) + reference
             out, lse = finish_rows(row_reference, row_sum, out, real, scoring)
             store_tile(
                 select_head(x.out, batch, head),
-                x.out.stride_time,
                 start,
                 time_x,
                 out,
@@ -176,11 +160,11 @@ def shared_two_block_forward(
             store_row_values(x.lse, row, start, time_x, lse, BLOCK_X)
     if MASKED:
         store_padding(x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM)
-    low_unsafe = _finish_block(
+    low_unsafe = finish_block(
         y,
         low,
         reference,
-        low_sum,
+        tl.sum(low_sum, 1),
         low_acc,
         batch,
         head,
@@ -191,11 +175,11 @@ def shared_two_block_forward(
         BLOCK_Y,
         BLOCK_VALUE_DIM,
     )
-    high_unsafe = _finish_block(
+    high_unsafe = finish_block(
         y,
         high,
         reference,
-        high_sum,
+        tl.sum(high_sum, 1),
         high_acc,
         batch,
         head,
@@ -227,47 +211,6 @@ def shared_two_block_forward(
             NEGATIVE,
             PRECISION,
         )
-
-
-@triton.jit
-def _load_block(
-    y,
-    batch,
-    head,
-    start: tl.constexpr,
-    time_y,
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_HEAD_DIM: tl.constexpr,
-    BLOCK_VALUE_DIM: tl.constexpr,
-    NEGATIVE: tl.constexpr,
-):
-    real = load_real(y.steps, batch, start, time_y, BLOCK_Y)
-    # (BLOCK_Y, BLOCK_HEAD_DIM) and (BLOCK_Y, BLOCK_VALUE_DIM)
-    key = load_tile(
-        select_head(y.query, batch, head),
-        y.query.stride_time,
-        start,
-        real,
-        HEAD_DIM,
-        BLOCK_Y,
-        BLOCK_HEAD_DIM,
-        True,
-    )
-    if NEGATIVE:
-        key = -key
-    value = load_tile(
-        select_head(y.value, batch, head),
-        y.value.stride_time,
-        start,
-        real,
-        VALUE_DIM,
-        BLOCK_Y,
-        BLOCK_VALUE_DIM,
-        True,
-    )
-    return Block(key, value, start, real)
 
 
 @triton.jit
@@ -318,44 +261,3 @@ def _meet(
     acc = tl.dot(y_weights, value, acc, input_precision=PRECISION)
     out = tl.dot(x_weights, block.value, out, input_precision=PRECISION)
     return reference, column_sum, acc, out, row_weights
-
-
-@triton.jit
-def _out_of_range(sums, real):
-    in_range = (sums > SMALLEST) & (sums < LARGEST)
-    return (real & (in_range == 0)).to(tl.int32)
-
-
-@triton.jit
-def _finish_block(
-    y,
-    block,
-    reference,
-    column_sum,
-    acc,
-    batch,
-    head,
-    row,
-    time_y,
-    scoring,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_Y: tl.constexpr,
-    BLOCK_VALUE_DIM: tl.constexpr,
-):
-    """Store a block of Y; return which of its sums cannot be trusted."""
-    total = tl.sum(column_sum, 1)
-    out, lse = finish_rows(
-        tl.zeros([BLOCK_Y], tl.float32) + reference, total, acc, block.real, scoring
-    )
-    store_tile(
-        select_head(y.out, batch, head),
-        y.out.stride_time,
-        block.start,
-        time_y,
-        out,
-        VALUE_DIM,
-        BLOCK_Y,
-        BLOCK_VALUE_DIM,
-    )
-    store_row_values(y.lse, row, block.start, time_y, lse, BLOCK_Y)
-    return _out_of_range(total, block.real)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_backend.directions import tile_count, tile_start, whole_span
+from ..triton_backend.spans import tile_count, tile_start, whole_span
 from ..triton_backend.tiles import (
     LOWEST,
     finish_rows,
@@ -24,7 +24,14 @@ from ..triton_backend.tiles import (
     store_row_values,
     store_tile,
 )
-from .triton_finish import LARGEST, SMALLEST, finish_columns, in_order, repair, store_padding
+from .triton_short_side import (
+    finish_block,
+    in_order,
+    load_block,
+    out_of_range,
+    repair,
+    store_padding,
+)
 
 
 @triton.jit(do_not_specialize=["heads", "time_x", "time_y", "stream_x", "stream_y"])
@@ -51,36 +58,23 @@ def shared_once_forward(
     row = tl.program_id(0)
     batch = row // heads
     head = row % heads
-    y_real = load_real(y.steps, batch, 0, time_y, BLOCK_Y)
-    # (BLOCK_Y, BLOCK_HEAD_DIM) and (BLOCK_Y, BLOCK_VALUE_DIM)
-    y_key = load_tile(
-        select_head(y.query, batch, head),
-        y.query.stride_time,
+    block = load_block(
+        y,
+        batch,
+        head,
         0,
-        y_real,
+        time_y,
         HEAD_DIM,
-        BLOCK_Y,
-        BLOCK_HEAD_DIM,
-        True,
-    )
-    if NEGATIVE:
-        y_key = -y_key
-    y_value = load_tile(
-        select_head(y.value, batch, head),
-        y.value.stride_time,
-        0,
-        y_real,
         VALUE_DIM_Y,
         BLOCK_Y,
+        BLOCK_HEAD_DIM,
         BLOCK_VALUE_DIM,
-        True,
+        NEGATIVE,
     )
     safe = _one_exponential(
         x,
         y,
-        y_key,
-        y_value,
-        y_real,
+        block,
         scoring,
         batch,
         head,
@@ -123,9 +117,7 @@ def shared_once_forward(
 def _one_exponential(
     x,
     y,
-    y_key,
-    y_value,
-    y_real,
+    block,
     scoring,
     batch,
     head,
@@ -165,34 +157,22 @@ def _one_exponential(
             if EDGE:
                 x_real = load_real(x.steps, batch, start, time_x, BLOCK_X)
             # (BLOCK_X, BLOCK_HEAD_DIM) and (BLOCK_X, BLOCK_VALUE_DIM)
-            key = load_tile(
-                x_key, x.query.stride_time, start, x_real, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM, EDGE
-            )
-            scores = tl.dot(key, tl.trans(y_key), input_precision=PRECISION)
+            key = load_tile(x_key, start, x_real, HEAD_DIM, BLOCK_X, BLOCK_HEAD_DIM, EDGE)
+            scores = tl.dot(key, tl.trans(block.key), input_precision=PRECISION)
             if start == span.low:
-                visible = y_real[None, :]
+                visible = block.real[None, :]
                 if EDGE:
                     visible = visible & x_real[:, None]
                 highest = tl.max(tl.max(tl.where(visible, scores, float("-inf")), 1), 0)
                 reference = tl.maximum(highest * scoring.scale_log2, LOWEST)
-                offsets = tl.where(y_real, -reference, float("-inf"))
+                offsets = tl.where(block.real, -reference, float("-inf"))
             weights = tl.math.exp2(scores * scoring.scale_log2 + offsets[None, :])
             if EDGE:
                 weights = tl.where(x_real[:, None], weights, 0.0)
             row_sum = tl.sum(weights, 1)
             weight_sum += partial_column_sums(weights, BLOCK_X, BLOCK_Y)
-            in_range = (row_sum > SMALLEST) & (row_sum < LARGEST)
-            unsafe |= (x_real & (in_range == 0)).to(tl.int32)
-            value = load_tile(
-                x_value,
-                x.value.stride_time,
-                start,
-                x_real,
-                VALUE_DIM_X,
-                BLOCK_X,
-                BLOCK_VALUE_DIM,
-                EDGE,
-            )
+            unsafe |= out_of_range(row_sum, x_real)
+            value = load_tile(x_value, start, x_real, VALUE_DIM_X, BLOCK_X, BLOCK_VALUE_DIM, EDGE)
             x_weights = weights.to(value.dtype)
             y_weights = tl.trans(x_weights)
             if scoring.seed is not None:
@@ -201,35 +181,29 @@ def _one_exponential(
                 x_weights = tl.where(x_keep, x_weights, 0.0)
                 y_weights = tl.where(y_keep, y_weights, 0.0)
             acc = tl.dot(y_weights, value, acc, input_precision=PRECISION)
-            out = tl.dot(x_weights, y_value, input_precision=PRECISION)
+            out = tl.dot(x_weights, block.value, input_precision=PRECISION)
             row_reference = tl.zeros([BLOCK_X], tl.float32) + reference
             out, lse = finish_rows(row_reference, row_sum, out, x_real, scoring)
-            store_tile(
-                x_out, x.out.stride_time, start, time_x, out, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM
-            )
+            store_tile(x_out, start, time_x, out, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM)
             store_row_values(x.lse, row, start, time_x, lse, BLOCK_X)
     if MASKED:
         store_padding(x, batch, head, row, time_x, span, VALUE_DIM_Y, BLOCK_X, BLOCK_VALUE_DIM)
     column_sum = in_order(tl.sum(weight_sum, 0), BLOCK_Y)
-    in_range = (column_sum > SMALLEST) & (column_sum < LARGEST)
-    unsafe_columns = (y_real & (in_range == 0)).to(tl.int32)
-    # Where a side has no real step there are no sums, and none is needed.
-    nothing = (span.high <= span.low) | (tl.max(y_real.to(tl.int32), 0) == 0)
-    safe = (tl.max(unsafe, 0) + tl.max(unsafe_columns, 0) == 0) | nothing
-    column_reference = tl.zeros([BLOCK_Y], tl.float32) + reference
-    finish_columns(
+    unsafe_columns = finish_block(
         y,
+        block,
+        reference,
+        column_sum,
+        acc,
         batch,
         head,
         row,
         time_y,
-        y_real,
         scoring,
-        column_reference,
-        column_sum,
-        acc,
         VALUE_DIM_X,
         BLOCK_Y,
         BLOCK_VALUE_DIM,
     )
-    return safe
+    # Where a side has no real step there are no sums, and none is needed.
+    nothing = (span.high <= span.low) | (tl.max(block.real.to(tl.int32), 0) == 0)
+    return (tl.max(unsafe, 0) + tl.max(unsafe_columns, 0) == 0) | nothing
