@@ -227,7 +227,7 @@ def main() -> None:
         ]
         base = two_backward_calls(tensors, grad_outs)
         print(row("two calls, backward", base, base))
-        print(row("S once for each row, backward", backward(tensors, grad_outs, 1000), base))
+        print(row("few heads, backward", backward(tensors, grad_outs, 1000), base))
         print(row("S once, backward", backward(tensors, grad_outs, 1), base))
 
 

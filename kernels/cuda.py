@@ -1,10 +1,10 @@
 """The CUDA backend: C++ kernels for NVIDIA GPUs of compute capability 8.0 on (``csrc/cuda``).
 
 Shared cross-attention computes its similarity matrix once, forward and backward, where a block owns
-a head or a group of its rows (``csrc/cuda/plan_forward.cpp`` and ``plan_once_backward.h`` say when);
-else once for each direction in one launch forward, and once for the rows of either side backward,
-whose block takes both roles of a row. float16 and
-bfloat16 are multiplied on tensor cores and added up in float32. float32 is too, as sums of two tf32
+a head or a group of its rows (``csrc/cuda/plan_forward.cpp`` and ``plan_once_backward.h`` say
+when). Else it is computed once for each direction in one launch forward, and backward once for the
+rows of either side, whose block takes both roles of a row. float16 and bfloat16
+are multiplied on tensor cores and added up in float32. float32 is too, as sums of two tf32
 numbers (three products, each exact to 2^-21), its forward once for each direction. Always
 deterministic: no result is added up by atomics.
 
