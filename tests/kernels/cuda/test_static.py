@@ -73,14 +73,14 @@ QUICK = [
     ("directed_forward", 64, 2),
     ("shared_forward", 64, 3),
     ("owner_backward", 64, 6),
-    ("once_backward", 64, 1),
+    ("once_backward", 64, 4),
 ]
 CLASSES = (16, 32, 64, 128, 256)
 ALL = [
     *(("directed_forward", columns, 2) for columns in CLASSES),
     *(("owner_backward", columns, 6) for columns in CLASSES),
     *(("shared_forward", columns, 1 if columns == 128 else 3) for columns in CLASSES[:4]),
-    *(("once_backward", columns, 1) for columns in CLASSES[:3]),
+    *(("once_backward", columns, 4) for columns in CLASSES[:3]),
 ]
 
 
