@@ -219,10 +219,11 @@ def _one_role(
         key = rows_of(
             select_head(x.key, batch, head), start, x_real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True
         )
+        # What only the gradient of a softmax over one step is formed of is left out: that is 0.
         value = rows_of(
             select_head(x.value, batch, head),
             start,
-            x_real,
+            x_real & (time_x > 1),
             VALUE_DIM_X,
             BLOCK,
             BLOCK_VALUE_DIM,
@@ -263,10 +264,10 @@ def _one_role(
         )
         lse_log2 = load_lse_log2(x.lse, row, start, time_x, BLOCK)
         delta = load_row_values(x.delta, row, start, time_x, BLOCK)
-        grad_real = x_real
+        grad_real = x_real & (time_y > 1)
         if LIMITED:
             # A real query may see no key here, and its gradient may then be NaN.
-            grad_real = x_real & (lse_log2 < float("inf"))
+            grad_real = grad_real & (lse_log2 < float("inf"))
         grad_out = rows_of(
             select_head(x.grad_out, batch, head),
             start,

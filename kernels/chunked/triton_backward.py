@@ -174,10 +174,11 @@ def _query_block(
     real = load_real(steps, batch, start, time, BLOCK)
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
     query = rows_of(select_head(q, batch, head), start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True)
+    # What only the gradient of a softmax over one step is formed of is left out: that is 0.
     grad_out = rows_of(
         select_head(gradients.grad_out, batch, head),
         start,
-        real,
+        real & (time > 1),
         VALUE_DIM,
         BLOCK,
         BLOCK_VALUE_DIM,
@@ -288,7 +289,13 @@ def _token_block(
     # (BLOCK, BLOCK_HEAD_DIM) and (BLOCK, BLOCK_VALUE_DIM)
     key = rows_of(select_head(k, batch, head), start, real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True)
     value = rows_of(
-        select_head(v, batch, head), start, real, VALUE_DIM, BLOCK, BLOCK_VALUE_DIM, True
+        select_head(v, batch, head),
+        start,
+        real & (time > 1),
+        VALUE_DIM,
+        BLOCK,
+        BLOCK_VALUE_DIM,
+        True,
     )
     first, last = token_audience(keys, chunking, time, CAUSAL)
     span = window_span(first, last, keys < time, time, steps.mask is not None, TILE)

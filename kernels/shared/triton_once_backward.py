@@ -57,8 +57,15 @@ def shared_once_backward(
     y_key = load_tile(
         select_head(y.key, batch, head), 0, y_real, HEAD_DIM, BLOCK_Y, BLOCK_HEAD_DIM, True
     )
+    # What only the gradient of a softmax over one step is formed of is left out: that is 0.
     y_value = load_tile(
-        select_head(y.value, batch, head), 0, y_real, VALUE_DIM_Y, BLOCK_Y, BLOCK_VALUE_DIM, True
+        select_head(y.value, batch, head),
+        0,
+        y_real & (time_y > 1),
+        VALUE_DIM_Y,
+        BLOCK_Y,
+        BLOCK_VALUE_DIM,
+        True,
     )
     y_grad = load_tile(
         select_head(y.grad_out, batch, head), 0, y_real, VALUE_DIM_X, BLOCK_Y, BLOCK_VALUE_DIM, True
@@ -76,6 +83,7 @@ def shared_once_backward(
         0,
         y_real,
         time_y,
+        time_x,
         Rows(None, 0, y_real, y_grad),
         VALUE_DIM_X,
         BLOCK_Y,
@@ -114,6 +122,7 @@ def shared_once_backward(
             start,
             x_real,
             time_x,
+            time_y,
             Rows(None, start, x_real, x_grad),
             VALUE_DIM_Y,
             BLOCK_X,
@@ -143,7 +152,7 @@ def shared_once_backward(
         x_value = load_tile(
             select_head(x.value, batch, head),
             start,
-            x_real,
+            x_real & (time_x > 1),
             VALUE_DIM_X,
             BLOCK_X,
             BLOCK_VALUE_DIM,

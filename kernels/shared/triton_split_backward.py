@@ -165,20 +165,21 @@ def _split_block(
     x_key = rows_of(
         select_head(x.key, batch, head), start_x, x_real, HEAD_DIM, BLOCK, BLOCK_HEAD_DIM, True
     )
+    # What only the gradient of a softmax over one step is formed of is left out: that is 0.
     x_value = rows_of(
         select_head(x.value, batch, head),
         start_x,
-        x_real,
+        x_real & (time_x > 1),
         VALUE_DIM_X,
         BLOCK,
         BLOCK_VALUE_DIM,
         True,
     )
     x_lse = load_lse_log2(x.lse, row, start_x, time_x, BLOCK)
-    x_grad_real = x_real
+    x_grad_real = x_real & (time_y > 1)
     if LIMITED:
         # A real query may see no key here, and its gradient may then be NaN.
-        x_grad_real = x_real & (x_lse < float("inf"))
+        x_grad_real = x_grad_real & (x_lse < float("inf"))
     x_grad = rows_of(
         select_head(x.grad_out, batch, head),
         start_x,

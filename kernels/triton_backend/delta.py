@@ -30,6 +30,7 @@ def row_delta(
     start,
     real,
     time,
+    key_time,
     grad_out,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -40,12 +41,14 @@ def row_delta(
 
     The sums are the diagonal of a product, formed as the gradient of the weights is: where a query
     sees one key, whose value is its output, the two agree to the last bit and the score's gradient
-    is 0, as it should be.
+    is 0, as it should be. Where ``key_time`` is 1, there is one key for all and neither is formed:
+    the caller has zeros in place of what the gradient of the weights is formed of.
     """
     out = rows_of(select_head(side.out, batch, head), start, real, DIM, BLOCK, BLOCK_DIM, True)
     rows = tl.arange(0, BLOCK)
     all_products = products(grad_out, out, DIM, BLOCK, BLOCK, BLOCK_DIM, True, PRECISION)
     delta = tl.sum(tl.where(rows[:, None] == rows[None, :], all_products, 0.0), 1)
+    delta = tl.where(key_time > 1, delta, 0.0)
     if side.grad_lse is not None:
         delta -= load_row_values(side.grad_lse, row, start, time, BLOCK)
     steps = start + rows
@@ -74,13 +77,15 @@ def pair_delta(
     block = tl.program_id(0) % (blocks_a + blocks_b)
     row = tl.program_id(0) // (blocks_a + blocks_b)
     if b is None:
-        _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM, PRECISION)
+        start = block * BLOCK
+        _delta_block(a, heads, row, start, time_a, time_a, DIM_A, BLOCK, BLOCK_DIM, PRECISION)
     else:
         if block < blocks_a:
-            _delta_block(a, heads, row, block * BLOCK, time_a, DIM_A, BLOCK, BLOCK_DIM, PRECISION)
+            start = block * BLOCK
+            _delta_block(a, heads, row, start, time_a, time_b, DIM_A, BLOCK, BLOCK_DIM, PRECISION)
         else:
             start = (block - blocks_a) * BLOCK
-            _delta_block(b, heads, row, start, time_b, DIM_B, BLOCK, BLOCK_DIM, PRECISION)
+            _delta_block(b, heads, row, start, time_b, time_a, DIM_B, BLOCK, BLOCK_DIM, PRECISION)
 
 
 @triton.jit
@@ -90,6 +95,7 @@ def _delta_block(
     row,
     start,
     time,
+    key_time,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -102,6 +108,18 @@ def _delta_block(
         select_head(side.grad_out, batch, head), start, real, DIM, BLOCK, BLOCK_DIM, True
     )
     delta = row_delta(
-        side, batch, head, row, start, real, time, grad_out, DIM, BLOCK, BLOCK_DIM, PRECISION
+        side,
+        batch,
+        head,
+        row,
+        start,
+        real,
+        time,
+        key_time,
+        grad_out,
+        DIM,
+        BLOCK,
+        BLOCK_DIM,
+        PRECISION,
     )
     store_row_values(side.delta, row, start, time, delta, BLOCK)
