@@ -31,7 +31,7 @@ def budget(kernel: str, arch: str) -> int:
     multiprocessor has three, keeps which head is its own from before the loop to after it.
     """
     if arch == "sm_90a" and kernel == "mmer_directed_forward_float32_64_plain":
-        return 16
+        return 24
     if arch == "sm_120a" and "shared_backward" in kernel and kernel.endswith("_128_plain"):
         return 8
     wide = kernel.endswith(("_128_extras", "_256_extras"))
