@@ -305,8 +305,7 @@ extern "C" __global__ void __launch_bounds__(128)
       uint32_t a[4];
       bfloat16::left_operand(a, weights_rmem, step);
       accumulate_step<number, tile_bytes, columns>(grad_value_rmem, a, values);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) a[n] = words[2 * step + n / 2][n % 2];
+      bfloat16::left_operand(a, words, step);
       accumulate_step<number, 0, columns>(grad_key_rmem, a, values);
     });
     __syncthreads();
@@ -346,7 +345,8 @@ extern "C" __global__ void __launch_bounds__(128)
   store(problem.grad_value, grad_value_rmem, 1.0f);
 }
 
-// What two calls leave is two gradients of each qk, which autograd adds up: eight lanes for each row.
+// What two calls leave is two gradients of each qk, which autograd adds up: eight lanes for each
+// row.
 extern "C" __global__ void __launch_bounds__(128)
     flash_add(const __grid_constant__ FlashRowsProblem problem) {
   const int64_t row = (int64_t{blockIdx.x} * flash_threads + threadIdx.x) / 8;

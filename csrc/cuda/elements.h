@@ -36,6 +36,13 @@ struct HalfElement {
     a[2] = Half::pack(right[0], right[1]);
     a[3] = Half::pack(right[2], right[3]);
   }
+  // The same where the accumulator was rounded before.
+  template <int count>
+  static MMER_DEVICE void left_operand(uint32_t (&a)[4], const uint32_t (&words)[count][2],
+                                       int step) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) a[n] = words[2 * step + n / 2][n % 2];
+  }
 };
 
 struct float16 : HalfElement<float16> {

@@ -194,15 +194,11 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
           store_shared<Smem.weights_bytes + lower>(pair_place, grad_scores[n][1]);
         });
         unrolled<strip / 16>([&](auto step) {
-          const auto left_operand = [&](uint32_t (&a)[4], const uint32_t (&words)[strip / 8][2]) {
-#pragma unroll
-            for (int n = 0; n < 4; ++n) a[n] = words[2 * step + n / 2][n % 2];
-          };
           constexpr int number = first / 16 + decltype(step)::value;
           uint32_t a[4];
-          left_operand(a, of_columns);
+          Element::left_operand(a, of_columns, step);
           accumulate_step<number, 2 * Smem.tile_bytes, columns>(grad_value_a_rmem, a, b_values);
-          left_operand(a, grad_scores);
+          Element::left_operand(a, grad_scores, step);
           accumulate_step<number, 0, columns>(grad_a_rmem, a, b_values);
         });
       });

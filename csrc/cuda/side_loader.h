@@ -23,8 +23,8 @@ struct SideLoader {
   int batch_head;
   Loader x, value, grad_out;
   Visibility visible;
-  bool all_see;  // nothing hides a step from all that could see it, but the end of a sequence
-  bool plain;    // nor is any padded, and all rows are aligned
+  bool all_see;  // neither sequence has a mask: only its end hides a step
+  bool plain;    // and all rows are aligned
   uint32_t thread_place;
 
   MMER_DEVICE SideLoader(const Side& side, int batch, int head, int heads, bool all_see)
@@ -35,8 +35,8 @@ struct SideLoader {
         grad_out(side.grad_out, batch, head),
         visible(side.mask, batch, side.time),
         all_see(all_see),
-        plain(all_see && !side.mask.data && x.aligned && value.aligned && grad_out.aligned),
-        thread_place(kept(HeadTile{0}.piece(Loader::first_row(), Loader::first_piece()))) {}
+        plain(all_see && x.aligned && value.aligned && grad_out.aligned),
+        thread_place(kept(Loader::first_place(HeadTile{0}))) {}
 
   // Starts to load three tiles (rows, columns), `distance` bytes apart: steps from `first` on.
   template <int rows, int distance>
