@@ -65,7 +65,46 @@ constexpr int gradient_columns(int columns, int element_bytes, bool extras) {
   return columns < most ? columns : most;
 }
 
-// Shared cross-attention, S once. A warp owns 16 `row_tiles` rows of the scores, or shares them
+// Shared cross-attention, S once, of up to 64 rows: each of four warps owns all of them for strips
+// of 16 columns. 64 columns of a head take all registers that two blocks leave.
+constexpr int short_rows = 64, short_warps = 4;
+
+constexpr int short_blocks_a_multiprocessor(int columns) {
+  return columns == 16 ? 4 : columns == 32 ? 3 : 2;
+}
+
+// Where everything stands in the shared memory of such a block, in bytes.
+struct ShortSmem {
+  int a = 0;
+  int value_a;
+  int strips;         // of each warp two stages of b and v_b
+  int stage_bytes;    // of both
+  int exchange;       // of each warp two buffers for a strip's P
+  int exchange_bytes;
+  int row_bias;       // as many floats as rows
+  int row_reference;  // the same
+  int row_parts;      // the same for each warp
+  int warp_parts;     // a float each
+  int column_bias;    // as many floats as columns
+
+  constexpr explicit ShortSmem(int columns)
+      : value_a(short_rows * columns * 2),
+        strips(2 * value_a),
+        stage_bytes(2 * 16 * columns * 2),
+        exchange(strips + short_warps * 2 * stage_bytes),
+        exchange_bytes(16 * short_rows * 2),
+        row_bias(exchange + short_warps * 2 * exchange_bytes),
+        row_reference(row_bias + short_rows * 4),
+        row_parts(row_reference + short_rows * 4),
+        warp_parts(row_parts + short_warps * short_rows * 4),
+        column_bias(warp_parts + short_warps * 4) {}
+
+  constexpr int64_t bytes(int64_t column_count) const {
+    return column_bias + (column_count + 15) / 16 * 16 * 4;
+  }
+};
+
+// The same of more rows. A warp owns 16 `row_tiles` rows of the scores, or shares them
 // with a second one that has every other strip of columns (`column_groups`). For the products with
 // their transpose the block's warps split the columns, and then the value dimension.
 struct SharedConfig {
@@ -84,26 +123,20 @@ struct SharedConfig {
   }
 };
 
-// The classes of rows that a block takes of the shorter sequence. A warp's 32 or 48 rows share what
-// is read of b. Two groups of columns keep four warps busy with 64 rows, and eight with 128. More
-// take eight warps, two for each quarter of a multiprocessor, as more would have too few registers:
+// The classes of rows that a block takes of the shorter sequence, the first of them in the form for
+// short ones. A warp's 32 or 48 rows share what is read of b. Two groups of columns keep eight warps
+// busy with 128 rows. More take eight warps, two for each quarter of a multiprocessor, as more would have too few registers:
 // 168, of which 300 rows in ten warps left some over. With 128 columns there are none for a second
 // row tile.
-constexpr int shared_row_classes[] = {64, 128, 384};
+constexpr int shared_row_classes[] = {short_rows, 128, 384};
 
 constexpr SharedConfig shared_config(int rows, int columns) {
   if (columns == 128) return {8, 1, 1, 1};
-  if (rows <= 64) return {4, 2, 2, columns == 16 ? 4 : columns == 32 ? 3 : 2};
   if (rows <= 128) return {8, 2, 2, columns <= 32 ? 2 : 1};
   return {8, 3, 1, 1};
 }
 
 constexpr int most_row_groups = 4;
-
-constexpr bool has_shared_class(int rows, int columns) {
-  if (columns == 128) return rows == 128;
-  return columns < 128;
-}
 
 // Where everything stands in the shared memory of such a block, in bytes; 2 bytes an element.
 struct SharedSmem {
@@ -138,6 +171,24 @@ struct SharedSmem {
   // A bias and an exact reference of each column.
   constexpr int64_t bytes(int64_t column_count) const {
     return column_bias + 2 * 4 * ((column_count + tile - 1) / tile * tile);
+  }
+};
+
+// What the launch plans need to know of a class of rows.
+struct SharedClass {
+  int rows, columns;
+  constexpr bool exists() const { return columns == 128 ? rows == 128 : columns < 128; }
+  constexpr bool is_short() const { return rows == short_rows; }
+  constexpr int threads() const {
+    return is_short() ? short_warps * 32 : shared_config(rows, columns).threads();
+  }
+  // The rows of a warp: what it would leave idle costs as much as what it does.
+  constexpr int row_step() const {
+    return is_short() ? rows : shared_config(rows, columns).row_tiles * warp_rows;
+  }
+  constexpr int64_t shared_bytes(int64_t column_count) const {
+    return is_short() ? ShortSmem(columns).bytes(column_count)
+                      : SharedSmem(rows, columns).bytes(column_count);
   }
 };
 

@@ -87,9 +87,19 @@ MMER_DEVICE void store_shared(uint32_t address, float2 pair) {
                : "memory");
 }
 
+// The transpose of an 8 x 8 matrix in registers.
+MMER_DEVICE uint32_t movmatrix_transposed(uint32_t fragment) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
+               : "=r"(transposed)
+               : "r"(fragment));
+  return transposed;
+}
+
+template <int offset = 0>
 MMER_DEVICE void store_shared(uint32_t address, uint4 words) {
-  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(words.x), "r"(words.y),
-               "r"(words.z), "r"(words.w)
+  asm volatile("st.shared.v4.b32 [%0+%5], {%1,%2,%3,%4};" ::"r"(address), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w), "n"(offset)
                : "memory");
 }
 
@@ -99,17 +109,44 @@ MMER_DEVICE uint32_t load_shared_word(uint32_t address) {
   return word;
 }
 
+MMER_DEVICE uint4 words_of(const float (&values)[4]) {
+  return make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]),
+                    __float_as_uint(values[2]), __float_as_uint(values[3]));
+}
+
+MMER_DEVICE uint4 words_of(const uint32_t (&words)[4]) {
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+MMER_DEVICE void add_words(float (&sums)[4], uint4 words) {
+  sums[0] += __uint_as_float(words.x);
+  sums[1] += __uint_as_float(words.y);
+  sums[2] += __uint_as_float(words.z);
+  sums[3] += __uint_as_float(words.w);
+}
+
+template <int offset>
+MMER_DEVICE float2 load_shared_pair(uint32_t address) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2+%3];"
+               : "=f"(pair.x), "=f"(pair.y)
+               : "r"(address), "n"(offset)
+               : "memory");
+  return pair;
+}
+
 MMER_DEVICE uint16_t load_shared_half(uint32_t address) {
   uint16_t half;
   asm volatile("ld.shared.b16 %0, [%1];" : "=h"(half) : "r"(address) : "memory");
   return half;
 }
 
+template <int offset = 0>
 MMER_DEVICE uint4 load_shared(uint32_t address) {
   uint4 words;
-  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4+%5];"
                : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "r"(address)
+               : "r"(address), "n"(offset)
                : "memory");
   return words;
 }
@@ -145,6 +182,12 @@ MMER_DEVICE float kept(float value) {
 }
 
 template <class Value>
+MMER_DEVICE Value* kept(Value* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
+template <class Value>
 MMER_DEVICE Value shuffle_xor(Value value, int lanes) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, lanes);
 }
@@ -167,6 +210,19 @@ MMER_DEVICE float row_maximum(float x) {
 MMER_DEVICE float row_total(float x) {
   x += shuffle_xor(x, 1);
   return x + shuffle_xor(x, 2);
+}
+
+// Adds up `count` numbers over two lanes that are `lanes` apart: the lower lane keeps the first half
+// of the sums, the upper one the second, each in the first half of the array.
+template <int lanes, int count, int size>
+MMER_DEVICE void add_and_halve(float (&numbers)[size]) {
+  static_assert(count <= size);
+  const bool upper = threadIdx.x & lanes;
+#pragma unroll
+  for (int n = 0; n < count / 2; ++n) {
+    const float other = shuffle_xor(upper ? numbers[n] : numbers[n + count / 2], lanes);
+    numbers[n] = (upper ? numbers[n + count / 2] : numbers[n]) + other;
+  }
 }
 
 MMER_DEVICE float warp_total(float x) {

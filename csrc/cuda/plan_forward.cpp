@@ -87,16 +87,14 @@ OnceForm once_form(const PairCall& call, const Shape& shape, const DeviceLimits&
   if (call.options.element == Element::float32 || std::abs(call.options.scale) < 1e-6) return {};
   OnceForm form{};
   for (int row_class : shared_row_classes) {
-    if (!has_shared_class(row_class, shape.columns)) continue;
-    const SharedSmem smem(row_class, shape.columns);
-    if (smem.bytes(columns) > device.shared_bytes) continue;
+    const SharedClass block{row_class, shape.columns};
+    if (!block.exists() || block.shared_bytes(columns) > device.shared_bytes) continue;
     const int64_t groups = tiles_of(rows, row_class);
     if (groups > most_row_groups || 2 * shape.batch_heads() * groups < device.multiprocessors) {
       continue;
     }
-    // Whole warps: what they would leave idle costs as much as what they do.
-    const int64_t step = shared_config(row_class, shape.columns).row_tiles * warp_rows;
-    const int64_t rows_a_group = tiles_of(tiles_of(rows, groups), step) * step;
+    const int64_t rows_a_group =
+        tiles_of(tiles_of(rows, groups), block.row_step()) * block.row_step();
     form = {static_cast<int>(groups), static_cast<int>(rows_a_group), row_class};
     if (groups == 1) break;
   }
@@ -131,11 +129,11 @@ std::vector<Plan> shared_forward_plans(const PairCall& call, const Shape& shape,
     problem.columns.out = {};
     problem.columns.lse = nullptr;
   }
-  const SharedSmem smem(form.row_class, shape.columns);
+  const SharedClass block{form.row_class, shape.columns};
   std::vector<Plan> plans{make_plan(
       {KernelRole::shared_forward, call.options.element, shape.columns, false, form.row_class},
-      shape.batch_heads() * form.groups, shared_config(form.row_class, shape.columns).threads(),
-      smem.bytes(column_side.time), problem)};
+      shape.batch_heads() * form.groups, block.threads(), block.shared_bytes(column_side.time),
+      problem)};
   if (form.groups > 1) {
     const MergeGroupsProblem merge{problem.parts,    problem.part_lse, column_side.out,
                                    column_side.lse,  problem.batch,    problem.heads,

@@ -4,8 +4,7 @@
 #pragma once
 
 #include "config.h"
-#include "products.h"
-#include "visible.h"
+#include "shared_results.h"
 
 namespace mmer::cuda {
 
@@ -21,22 +20,23 @@ struct SharedBlock {
   // Warps that share their rows end with one row tile each.
   static constexpr int last_row_tiles = row_tiles / column_groups;
   static constexpr int tile = layout().tile, strips = tile / 16;
+  // Warps that have the same columns of P, and their parts of the value dimension.
+  static constexpr int value_warps = config().warps / strips;
+  static constexpr int warp_values = columns / value_warps;
   using HeadTile = Tile<Element, columns>;
-  using Loader = RowLoader<Element, columns, threads>;
+  using Loader = PairLoader<Element, columns, threads>;
   static constexpr int strip_bytes = 16 * HeadTile::row_bytes;
 
   const SharedForwardProblem& problem;
   const SharedSide &row_side, &column_side;
   const int lane, warp, quad, first_of_eight;
   const int row_warp, column_group;
+  const int first_value;  // of this warp's part of the columns' outputs
   const int row_group, batch_head, batch, head;
   const int block_row, row_count, warp_row;
   const int tile_count, row_steps;
   const bool busy;
-  // Rows that no query sees start their sums of products here: the exponential is 0.
-  const float hidden_row;
-  // A maximum of hidden pairs only; the reference is 0 then, and their exponentials are too.
-  const float nothing_seen;
+  const HiddenRows hidden;
 
   unsigned char* const smem;
   const uint32_t base;
@@ -51,7 +51,7 @@ struct SharedBlock {
   float* const reference_smem;  // of each column, in the exact pass
 
   const Visibility row_mask, column_visible;
-  const Loader load_b, load_value_b;
+  const Loader tile_loader;
   // Where a lane starts to read in a tile: columns of b for the scores, rows of a value.
   const uint32_t score_place, value_place;
 
@@ -65,6 +65,7 @@ struct SharedBlock {
         first_of_eight(lane / 4),
         row_warp(warp % row_warps),
         column_group(warp / row_warps),
+        first_value(warp % value_warps * warp_values),
         row_group(blockIdx.x % problem.row_groups),
         batch_head(blockIdx.x / problem.row_groups),
         batch(batch_head / problem.heads),
@@ -75,8 +76,7 @@ struct SharedBlock {
         tile_count((column_side.time + tile - 1) / tile),
         row_steps((row_count + 15) / 16),
         busy(warp_row < row_count),
-        hidden_row(problem.scale < 0.0f ? 1e30f : -1e30f),
-        nothing_seen(0.5f * hidden_row * problem.scale),
+        hidden(problem.scale),
         smem(block_smem()),
         base(shared_address(smem)),
         a_smem{base + layout().weights},
@@ -88,10 +88,9 @@ struct SharedBlock {
         warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
         bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
         reference_smem(bias_smem + tile_count * tile),
-        row_mask(row_side.mask, batch, row_side.time),
+        row_mask(row_side.mask, batch, block_row + row_count),
         column_visible(column_side.mask, batch, column_side.time),
-        load_b(column_side.x, batch, head),
-        load_value_b(column_side.value, batch, head),
+        tile_loader(column_side.x, column_side.value, column_visible, batch, head),
         score_place(kept(HeadTile{0}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2))),
         value_place(kept(HeadTile{0}.piece(lane % 16, lane / 16))) {}
 
@@ -114,51 +113,42 @@ struct SharedBlock {
 
   // Writes down which rows and columns are real; returns whether there are any of both.
   MMER_DEVICE bool mark_visible() const {
-    int visible_rows = 0, visible_columns = 0;
-    for (int row = threadIdx.x; row < rows; row += threads) {
-      const bool visible = row < row_count && row_mask(block_row + row);
-      visible_rows |= visible;
-      row_bias_smem[row] = visible ? 0.0f : hidden_row;
-    }
-    for (int column = threadIdx.x; column < tile_count * tile; column += threads) {
-      const bool visible = column_visible(column);
-      visible_columns |= visible;
-      bias_smem[column] = visible ? 0.0f : -infinity;
-    }
     if (!busy && column_group == 0) {
       for (int column = lane; column < tile; column += 32) {
         parts_smem[row_warp * layout().parts_stride + column] = 0.0f;
       }
     }
-    return __syncthreads_or(visible_rows) & __syncthreads_or(visible_columns);
+    const bool sees_rows = mark_steps<threads>(
+        row_bias_smem, rows, hidden.score,
+        [&](int row) { return row_mask(block_row + row); });
+    return mark_steps<threads>(bias_smem, tile_count * tile, -infinity, column_visible) & sees_rows;
   }
 
   // a, v_a (rows, columns)
   MMER_DEVICE void load_rows() const {
-    Loader::template load_two<rows, layout().value_a - layout().weights>(
-        Loader(row_side.x, batch, head), Loader(row_side.value, batch, head), a_smem, block_row,
-        whole_rows(rows), [&](int step) { return row_bias_smem[step - block_row] == 0.0f; });
+    const Loader loader(row_side.x, row_side.value, row_mask, batch, head);
+    loader.template load<rows, layout().value_a - layout().weights>(
+        a_smem, block_row, [&](int step) { return row_bias_smem[step - block_row] == 0.0f; });
   }
 
   // b, v_b (tile, columns)
-  MMER_DEVICE void load_tile(int number) const { load_tile(number, load_b, load_value_b); }
+  MMER_DEVICE void load_tile(int number) const { load_tile(number, tile_loader); }
   // The same where it is rarely done, or where registers are scarce: nothing is kept for it.
   MMER_DEVICE void load_tile_anew(int number) const {
     const int same_batch = kept(static_cast<uint32_t>(batch));
-    load_tile(number, Loader(column_side.x, same_batch, head),
-              Loader(column_side.value, same_batch, head));
+    load_tile(number,
+              Loader(column_side.x, column_side.value, column_visible, same_batch, head));
   }
   MMER_DEVICE uint32_t tile_address(int number) const {
     return base + layout().b + number % 2 * layout().tile_bytes;
   }
 
  private:
-  MMER_DEVICE void load_tile(int number, const Loader& load_b, const Loader& load_value_b) const {
+  MMER_DEVICE void load_tile(int number, const Loader& loader) const {
     if (number >= tile_count) return;
-    const int first = number * tile;
-    Loader::template load_two<tile, layout().value_b - layout().b>(
-        load_b, load_value_b, HeadTile{tile_address(number)}, first,
-        column_visible.whole(first + tile), [&](int column) { return bias_smem[column] == 0.0f; });
+    loader.template load<tile, layout().value_b - layout().b>(
+        HeadTile{tile_address(number)}, number * tile,
+        [&](int column) { return bias_smem[column] == 0.0f; });
   }
   static MMER_DEVICE unsigned char* block_smem() {
     extern __shared__ __align__(128) unsigned char smem[];

@@ -57,7 +57,7 @@ MMER_DEVICE bool add_up_rows(const Block& block, SharedRows<Block>& own) {
 
 // A pass over b for both outputs; returns whether a sum left the safe range.
 template <bool exact, class Block>
-MMER_DEVICE bool attend(const Block& block, SharedRows<Block>& own, const ColumnResults& results,
+MMER_DEVICE bool attend(const Block& block, SharedRows<Block>& own, const ColumnResults<Block>& results,
                         float reference) {
   bool unsafe = false;
 #pragma unroll
@@ -94,19 +94,12 @@ MMER_DEVICE void exchange_outputs(const Block& block, SharedRows<Block>& own) {
   };
 #pragma unroll
   for (int n = 0; n < pairs; ++n) {
-    const float (&sums)[4] = own.out_rmem[1][n];
-    store_shared(exchange_address(1 - block.column_group, n),
-                 make_uint4(__float_as_uint(sums[0]), __float_as_uint(sums[1]),
-                            __float_as_uint(sums[2]), __float_as_uint(sums[3])));
+    store_shared(exchange_address(1 - block.column_group, n), words_of(own.out_rmem[1][n]));
   }
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < pairs; ++n) {
-    const uint4 sums = load_shared(exchange_address(block.column_group, n));
-    own.out_rmem[0][n][0] += __uint_as_float(sums.x);
-    own.out_rmem[0][n][1] += __uint_as_float(sums.y);
-    own.out_rmem[0][n][2] += __uint_as_float(sums.z);
-    own.out_rmem[0][n][3] += __uint_as_float(sums.w);
+    add_words(own.out_rmem[0][n], load_shared(exchange_address(block.column_group, n)));
   }
 }
 

@@ -7,25 +7,6 @@
 
 namespace mmer::cuda {
 
-// Where sums of P may lie, and where the first maximum is put, in log2. Of float16 the products
-// must neither overflow nor lose what matters below 2^-24.
-template <class Element>
-struct SafeRange {
-  static constexpr float lowest = 1e-16f, highest = 1e30f, first_maximum = 0.0f;
-};
-template <>
-struct SafeRange<float16> {
-  static constexpr float lowest = 0.015625f, highest = 32768.0f, first_maximum = 8.0f;
-};
-
-template <class Element>
-MMER_DEVICE bool is_safe(float sum) {
-  return (sum > SafeRange<Element>::lowest) & (sum < SafeRange<Element>::highest);
-}
-
-// Says that each row and each column has one of its own.
-constexpr float no_reference = infinity;
-
 // The maximum of the first strip of S.
 template <class Block>
 MMER_DEVICE float find_reference(const Block& block, const SharedRows<Block>& rows) {
@@ -50,7 +31,7 @@ MMER_DEVICE float find_reference(const Block& block, const SharedRows<Block>& ro
   __syncthreads();
   largest = block.warp_parts_smem[0];
   for (int n = 1; n < Block::row_warps; ++n) largest = fmaxf(largest, block.warp_parts_smem[n]);
-  return largest > block.nothing_seen ? largest - Range::first_maximum : 0.0f;
+  return largest > block.hidden.nothing_seen ? largest - Range::first_maximum : 0.0f;
 }
 
 // The maximum of each column over the rows of a warp, for the strips of a tile.
@@ -111,7 +92,7 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
       for (int n = 0; n < busy_warps; ++n) {
         largest = fmaxf(largest, block.parts_smem[n * Block::layout().parts_stride + column]);
       }
-      block.reference_smem[number * tile + column] = largest > block.nothing_seen ? largest : 0.0f;
+      block.reference_smem[number * tile + column] = largest > block.hidden.nothing_seen ? largest : 0.0f;
     }
     __syncthreads();
   }
@@ -126,7 +107,7 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
         if (block.quad != 0 || block.column_group != turn) continue;
         if (turn > 0) largest = fmaxf(largest, point);
         // What no group has seen must stay below what the next one finds.
-        point = largest > block.nothing_seen || turn + 1 < Block::column_groups ? largest : 0.0f;
+        point = largest > block.hidden.nothing_seen || turn + 1 < Block::column_groups ? largest : 0.0f;
       }
     }
     __syncthreads();

@@ -7,23 +7,6 @@
 
 namespace mmer::cuda {
 
-// Where the columns' results go: of several groups of rows each has sums of its own.
-struct ColumnResults {
-  const int64_t first_row;
-  const bool has_parts;
-  float* const lse_gmem;
-  const float lse_unit;
-
-  template <class Block>
-  MMER_DEVICE explicit ColumnResults(const Block& block)
-      : first_row((int64_t{block.row_group} * block.problem.batch * block.problem.heads +
-                   block.batch_head) *
-                  block.column_side.time),
-        has_parts(block.problem.parts != nullptr),
-        lse_gmem((has_parts ? block.problem.part_lse : block.column_side.lse) + first_row),
-        lse_unit(has_parts ? 1.0f : ln_2) {}
-};
-
 // A pass over the tiles. `exact`: each direction has an exponential of its own, from the maxima of
 // its rows or columns.
 template <class Block, bool exact>
@@ -33,9 +16,7 @@ struct SharedPass {
   static constexpr int columns = Block::columns, rows = Block::rows, tile = Block::tile;
   static constexpr int row_tiles = Block::row_tiles, column_groups = Block::column_groups;
   static constexpr SharedSmem layout() { return Block::layout(); }
-  // P^T's columns of a warp, and its part of the value dimension.
-  static constexpr int value_warps = Block::config().warps / Block::strips;
-  static constexpr int warp_values = columns / value_warps;
+  static constexpr int warp_values = Block::warp_values;
 
   const Block& block;
   const float reference, scale;
@@ -135,13 +116,12 @@ struct SharedPass {
 
   // The columns of this warp, of which all of P is in shared memory; returns whether a sum left the
   // safe range.
-  MMER_DEVICE bool finish_columns(const ColumnResults& results, int number) const {
+  MMER_DEVICE bool finish_columns(const ColumnResults<Block>& results, int number) const {
     const SharedSide& side = block.column_side;
-    const int lane = block.lane, tile_column = block.warp / value_warps * 16;
-    const int first_value = block.warp % value_warps * warp_values;
+    const int lane = block.lane, tile_column = block.warp / Block::value_warps * 16;
     if (number * tile + tile_column >= side.time) return false;
     float out_rmem[warp_values / 8][4];
-    multiply_columns(out_rmem, tile_column, first_value);
+    multiply_columns(out_rmem, tile_column);
     // A column for each half warp's lane.
     const int in_tile = tile_column + lane % 16, column = number * tile + in_tile;
     float sum = 0.0f;
@@ -151,10 +131,8 @@ struct SharedPass {
     }
     sum += shuffle_xor(sum, 16);
     const bool unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
-    if (lane < 16 && first_value == 0 && column < side.time) {
-      const float point = exact ? block.reference_smem[column] : reference;
-      results.lse_gmem[column] =
-          sum > 0.0f ? (log2_fast(sum) + point) * results.lse_unit : -infinity;
+    if (lane < 16 && block.first_value == 0 && column < side.time) {
+      results.store_lse(column, sum, exact ? block.reference_smem[column] : reference);
     }
     const float column_inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
     const float inverse[2] = {shuffle(column_inverse, block.first_of_eight),
@@ -162,24 +140,8 @@ struct SharedPass {
     clear_rows(out_rmem, inverse);
     const auto value = [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; };
     const int first_column = number * tile + tile_column;
-    if (results.has_parts) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int column = first_column + half * 8 + block.first_of_eight;
-        if (column >= side.time) continue;
-        float* part_gmem = block.problem.parts + (results.first_row + column) * columns +
-                           first_value + block.quad * 2;
-#pragma unroll
-        for (int n = 0; n < warp_values / 8; ++n) {
-          *reinterpret_cast<float2*>(part_gmem + n * 8) =
-              make_float2(value(n, 2 * half), value(n, 2 * half + 1));
-        }
-      }
-    } else {
-      store_warp_rows<warp_values>(HeadTile{block.tile_address(number)}, tile_column, side.out,
-                                   block.batch, block.head, first_column, side.time, first_value,
-                                   value);
-    }
+    results.store(block.tile_address(number) + tile_column * HeadTile::row_bytes, first_column,
+                  value);
     return unsafe;
   }
 
@@ -219,15 +181,15 @@ struct SharedPass {
   }
 
   // out_b (16, warp_values) = P^T (16, rows) v_a (rows, warp_values)
-  MMER_DEVICE void multiply_columns(float (&out_rmem)[warp_values / 8][4], int tile_column,
-                                    int first_value) const {
+  MMER_DEVICE void multiply_columns(float (&out_rmem)[warp_values / 8][4],
+                                    int tile_column) const {
     const int lane = block.lane;
     set_zero(out_rmem);
     uint32_t weights_address = block.base + layout().weights +
                                (lane / 16 * 8 + lane % 8) * layout().row_bytes + tile_column * 2 +
                                lane / 8 % 2 * 16;
     uint32_t values_address =
-        HeadTile::advance(block.value_a_smem.address + block.value_place, first_value / 8);
+        HeadTile::advance(block.value_a_smem.address + block.value_place, block.first_value / 8);
 #pragma unroll 2
     for (int step = 0; step < block.row_steps; ++step) {
       uint32_t transposed[4];

@@ -23,7 +23,11 @@ struct Tile {
   // The same piece `rows` further down, of a row whose number shares no bit with `rows`: where all
   // lanes go equally far, that is one instruction or two.
   static MMER_DEVICE uint32_t below(uint32_t piece_address, int rows) {
-    return (piece_address ^ (turn(rows) << 4)) + rows * row_bytes;
+    return turned(piece_address, rows) + rows * row_bytes;
+  }
+  // The same but for the distance.
+  static MMER_DEVICE uint32_t turned(uint32_t piece_address, int rows) {
+    return piece_address ^ (turn(rows) << 4);
   }
   // From an even piece of a row to the one `pieces` further, an even number, or the same from odd
   // to odd: where all lanes go equally far, that is one instruction.
@@ -69,6 +73,7 @@ MMER_DEVICE typename Element::Bits element_of(uint4 words, int number) {
 }
 
 // What a thread loads of the rows of one (batch, head): of every row_step-th row the same pieces.
+// `threads` are those of the block, or the 32 of a warp that loads for itself.
 template <class Element, int columns, int threads>
 struct RowLoader {
   using Bits = typename Element::Bits;
@@ -78,28 +83,30 @@ struct RowLoader {
   static_assert(threads % pieces == 0 || pieces % threads == 0,
                 "a thread keeps to its pieces of the rows");
 
-  const Bits* row_gmem;
+  const Bits* row_gmem;  // the thread's first piece
   int64_t time_stride;
   int dim;
-  int first_bytes;  // of the thread's first piece
+  int first_bytes;  // of that piece
   bool aligned;
 
   MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
-      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride),
+      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride +
+                 first_piece() * piece_elements),
         time_stride(source.time_stride),
         dim(source.dim),
         first_bytes(count_of(source.dim, first_piece()) * Element::bytes),
         aligned(source.aligned) {}
 
-  static MMER_DEVICE int first_row() { return threadIdx.x / pieces; }
-  static MMER_DEVICE int first_piece() { return threadIdx.x % pieces; }
+  static MMER_DEVICE int first_row() { return threadIdx.x % threads / pieces; }
+  static MMER_DEVICE int first_piece() { return threadIdx.x % threads % pieces; }
   static MMER_DEVICE int count_of(int dim, int piece) {
     return max(min(dim - piece * piece_elements, piece_elements), 0);
   }
 
-  // Where all of a thread's rows have the same order of pieces, nothing is worked out anew; not
-  // with 128 columns, which have no register to spare for it.
-  static constexpr bool steady = row_step % RowTile::period == 0 && pieces <= 8;
+  // Whether whole rows have a way of their own, with little to work out; not with 128 columns, which
+  // have no register to spare for it.
+  template <int rows>
+  static constexpr bool steady = pieces <= 8 && rows % row_step == 0;
 
   // Where the thread's first piece of a tile stands.
   static MMER_DEVICE uint32_t first_place(RowTile tile_smem) {
@@ -109,11 +116,12 @@ struct RowLoader {
   // Starts to load rows that are all visible, and aligned, to `offset` bytes behind first_place.
   template <int rows, int offset>
   MMER_DEVICE void load_whole(uint32_t place, int first) const {
-    static_assert(steady && rows % row_step == 0);
-    const Bits* source_gmem = row_gmem + first * time_stride + first_piece() * piece_elements;
+    static_assert(steady<rows>);
+    const Bits* source_gmem = row_gmem + first * time_stride;
     unrolled<rows / row_step>([&](auto n) {
-      cp_async<offset + decltype(n)::value * row_step * RowTile::row_bytes>(place, source_gmem,
-                                                                            first_bytes);
+      constexpr int below = decltype(n)::value * row_step;
+      cp_async<offset + below * RowTile::row_bytes>(RowTile::turned(place, below), source_gmem,
+                                                    first_bytes);
       source_gmem += row_step * time_stride;
     });
   }
@@ -127,7 +135,7 @@ struct RowLoader {
     for (int turn = 0; turn < pieces; turn += threads) {
       const int piece = turn + first_piece();
       const int count = count_of(dim, piece);
-      const Bits* source_gmem = row_gmem + first * time_stride + piece * piece_elements;
+      const Bits* source_gmem = row_gmem + first * time_stride + turn * piece_elements;
       if (aligned && whole) {
         each_row<rows>(tile_smem, piece, [&](int, uint32_t target) {
           cp_async(target, source_gmem, count * Element::bytes);
@@ -162,13 +170,11 @@ struct RowLoader {
       return;
     }
     const int piece = first_piece();
-    const Bits* source_gmem = loader.row_gmem + first * loader.time_stride + piece * piece_elements;
-    const Bits* second_gmem = second.row_gmem + first * second.time_stride + piece * piece_elements;
-    const int bytes = count_of(loader.dim, piece) * Element::bytes;
-    const int second_bytes = count_of(second.dim, piece) * Element::bytes;
+    const Bits* source_gmem = loader.row_gmem + first * loader.time_stride;
+    const Bits* second_gmem = second.row_gmem + first * second.time_stride;
     const auto copy = [&](uint32_t target, bool wanted) {
-      cp_async(target, source_gmem, wanted ? bytes : 0);
-      cp_async<distance>(target, second_gmem, wanted ? second_bytes : 0);
+      cp_async(target, source_gmem, wanted ? loader.first_bytes : 0);
+      cp_async<distance>(target, second_gmem, wanted ? second.first_bytes : 0);
       source_gmem += row_step * loader.time_stride;
       second_gmem += row_step * second.time_stride;
     };
@@ -189,7 +195,7 @@ struct RowLoader {
     for (int begin = 0; begin < rows; begin += row_step) {
       const int row = begin + first_row();
       if (rows % row_step != 0 && row >= rows) break;
-      act(row, steady ? first + begin * RowTile::row_bytes : tile_smem.piece(row, piece));
+      act(row, RowTile::below(first, begin));
     }
   }
 };
@@ -217,75 +223,117 @@ struct Visibility {
   MMER_DEVICE bool whole(int end) const { return end <= time && !mask_gmem; }
 };
 
-// Stores the rows of a warp's accumulators, `strips` of (16, columns), through its own rows of a
-// tile in shared memory, from `first_column` on, so that whole pieces of 16 bytes leave. `value(n,
-// e)` is what accumulator [n][e] becomes; those of a strip follow those of the one above it.
+// How a warp stores rows that it has in accumulators (16, columns), from `first_column` on: through
+// a tile in shared memory, so that whole pieces of 16 bytes leave.
+template <class Element, int tile_columns, int columns>
+struct RowWriter {
+  using Bits = typename Element::Bits;
+  using RowTile = Tile<Element, tile_columns>;
+  static constexpr int piece_elements = RowTile::piece_elements, pieces = columns / piece_elements;
+  static constexpr int lanes_a_row = pieces < 32 ? pieces : 32, rows_a_turn = 32 / lanes_a_row;
+
+  const Rows& target;
+  // In a tile, where a lane puts its first pair of elements and finds its first piece.
+  uint32_t pair_place, piece_place;
+  int column;  // of that piece
+  bool whole;  // every piece of a row is
+  Bits* piece_gmem;
+
+  MMER_DEVICE RowWriter(const Rows& target, int batch, int head, int first_column)
+      : target(target),
+        pair_place(kept(RowTile{0}.element(lane() / 4, first_column + lane() % 4 * 2))),
+        column(first_column + lane() % lanes_a_row * piece_elements),
+        whole(target.aligned && first_column + columns <= target.dim) {
+    const int row = lane() / lanes_a_row;
+    piece_place = kept(RowTile{0}.element(row, column));
+    piece_gmem = kept(const_cast<Bits*>(head_rows<Bits>(target, batch, head)) +
+                      row * target.time_stride + column);
+  }
+
+  // `value(n, e)` is what accumulator [n][e] of `strips` becomes; those of a strip follow those of
+  // the one above it. `rows_smem`: the first of the warp's rows of the tile, a multiple of 8.
+  template <int strips = 1, class Value>
+  MMER_DEVICE void store(uint32_t rows_smem, int first, int time, const Value& value) const {
+    constexpr int rows = strips * 16;
+    __syncwarp();
+    const uint32_t pair_smem = kept(rows_smem + pair_place);
+    unrolled<columns / 8>([&](auto n) {
+      const uint32_t place = RowTile::advance(pair_smem, n * 8 / piece_elements);
+      unrolled<strips>([&](auto m) {
+        constexpr int below = decltype(m)::value * 16 * RowTile::row_bytes;
+        const int number = m * (columns / 8) + n;
+        Element::template store_pair<below>(place, value(number, 0), value(number, 1));
+        Element::template store_pair<below + RowTile::period * RowTile::row_bytes>(
+            place, value(number, 2), value(number, 3));
+      });
+    });
+    __syncwarp();
+#pragma unroll
+    for (int part = 0; part < pieces; part += 32) {
+      const uint32_t piece_smem = kept(rows_smem + piece_place + part * 16);
+      Bits* out_gmem = piece_gmem + first * target.time_stride + part * piece_elements;
+      if (whole && first + rows <= time) {
+#pragma unroll
+        for (int below = 0; below < rows; below += rows_a_turn) {
+          store_global(out_gmem, load_shared(RowTile::below(piece_smem, below)));
+          out_gmem += rows_a_turn * target.time_stride;
+        }
+      } else {
+        const int count = min(target.dim - column - part * piece_elements, piece_elements);
+        const int rows_left = time - first - lane() / lanes_a_row;
+#pragma unroll 1
+        for (int below = 0; below < min(rows, rows_left); below += rows_a_turn) {
+          store_piece(out_gmem, RowTile::below(piece_smem, below), count);
+          out_gmem += rows_a_turn * target.time_stride;
+        }
+      }
+    }
+  }
+
+ private:
+  static MMER_DEVICE int lane() { return threadIdx.x % 32; }
+  MMER_DEVICE void store_piece(Bits* out_gmem, uint32_t source, int count) const {
+    if (target.aligned && count == piece_elements) {
+      store_global(out_gmem, load_shared(source));
+      return;
+    }
+#pragma unroll 1
+    for (int n = 0; n < count; ++n) out_gmem[n] = Element::load(source + n * Element::bytes);
+  }
+};
+
+// The same in float32, for gradients that are summed over the batch.
+template <int columns, int strips, class Value>
+MMER_DEVICE void store_wide_rows(const Rows& target, int batch, int head, int first, int time,
+                                 int first_column, const Value& value) {
+  constexpr int count = columns / 8;  // accumulators of a strip
+  const int lane = threadIdx.x % 32;
+  float* target_gmem =
+      static_cast<float*>(target.data) + batch * target.batch_stride + head * target.head_stride;
+#pragma unroll
+  for (int n = 0; n < strips * count; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int row = first + n / count * 16 + lane / 4 + e / 2 * 8;
+      const int column = first_column + n % count * 8 + lane % 4 * 2 + e % 2;
+      if (row < time && column < target.dim) {
+        target_gmem[row * target.time_stride + column] = value(n, e);
+      }
+    }
+  }
+}
+
+// Both, of rows [tile_row, tile_row + 16 strips) of a tile that the warp may overwrite.
 template <int columns, int strips = 1, class Element, int tile_columns, class Value>
 MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int tile_row,
                                  const Rows& target, int batch, int head, int first, int time,
                                  int first_column, const Value& value) {
-  using Bits = typename Element::Bits;
-  constexpr int count = columns / 8;  // accumulators of a strip
-  const int lane = threadIdx.x % 32;
   if (target.wide) {
-    float* target_gmem =
-        static_cast<float*>(target.data) + batch * target.batch_stride + head * target.head_stride;
-#pragma unroll
-    for (int n = 0; n < strips * count; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = first + n / count * 16 + lane / 4 + e / 2 * 8;
-        const int column = first_column + n % count * 8 + lane % 4 * 2 + e % 2;
-        if (row < time && column < target.dim) {
-          target_gmem[row * target.time_stride + column] = value(n, e);
-        }
-      }
-    }
+    store_wide_rows<columns, strips>(target, batch, head, first, time, first_column, value);
     return;
   }
-  using RowTile = Tile<Element, tile_columns>;
-  __syncwarp();
-  const uint32_t pair_smem =
-      kept(staging_smem.element(tile_row + lane / 4, first_column + lane % 4 * 2));
-  unrolled<count>([&](auto n) {
-    const uint32_t place = RowTile::advance(pair_smem, n * 8 / RowTile::piece_elements);
-    unrolled<strips>([&](auto m) {
-      constexpr int below = decltype(m)::value * 16 * RowTile::row_bytes;
-      const int number = m * count + n;
-      Element::template store_pair<below>(place, value(number, 0), value(number, 1));
-      Element::template store_pair<below + RowTile::period * RowTile::row_bytes>(
-          place, value(number, 2), value(number, 3));
-    });
-  });
-  __syncwarp();
-  constexpr int piece_elements = RowTile::piece_elements, pieces = columns / piece_elements;
-  constexpr int lanes_a_row = pieces < 32 ? pieces : 32, rows_a_turn = 32 / lanes_a_row;
-  constexpr int rows = strips * 16;
-  constexpr int turns = tile_columns >= 128 ? 1 : rows / rows_a_turn;  // unrolled
-  const int row = lane / lanes_a_row, rows_left = time - first;
-#pragma unroll
-  for (int part = 0; part < pieces; part += 32) {
-    const int column = first_column + (part + lane % lanes_a_row) * piece_elements;
-    if (column >= target.dim) continue;
-    const bool whole = target.aligned && column + piece_elements <= target.dim;
-    const uint32_t piece_smem = kept(staging_smem.element(tile_row + row, column));
-    Bits* piece_gmem = const_cast<Bits*>(head_rows<Bits>(target, batch, head)) +
-                       (first + row) * target.time_stride + column;
-#pragma unroll turns
-    for (int below = 0; below < rows; below += rows_a_turn) {
-      const uint32_t source = RowTile::below(piece_smem, below);
-      const bool exists = row + below < rows_left;
-      if (exists && whole) {
-        store_global(piece_gmem, load_shared(source));
-      } else if (exists) {
-#pragma unroll 1
-        for (int n = 0; n < min(target.dim - column, piece_elements); ++n) {
-          piece_gmem[n] = Element::load(source + n * Element::bytes);
-        }
-      }
-      piece_gmem += rows_a_turn * target.time_stride;
-    }
-  }
+  const RowWriter<Element, tile_columns, columns> writer(target, batch, head, first_column);
+  writer.template store<strips>(staging_smem.address + tile_row * RowWriter<Element, tile_columns, columns>::RowTile::row_bytes, first, time, value);
 }
 
 }  // namespace mmer::cuda

@@ -1,0 +1,87 @@
+// What the forms of the shared forward have in common: which steps are hidden, and where the
+// results of the columns go.
+
+#pragma once
+
+#include "products.h"
+#include "safe_range.h"
+#include "side_loader.h"
+
+namespace mmer::cuda {
+
+// Says that each row and each column has a reference of its own.
+constexpr float no_reference = infinity;
+
+struct HiddenRows {
+  // Rows that no query sees start their sums of products here: the exponential is 0.
+  const float score;
+  // A maximum of hidden pairs only; the reference is 0 then, and their exponentials are too.
+  const float nothing_seen;
+
+  MMER_DEVICE explicit HiddenRows(float scale)
+      : score(scale < 0.0f ? 1e30f : -1e30f), nothing_seen(0.5f * score * scale) {}
+};
+
+// Writes 0 for each step that is visible and `hidden` for the others; returns whether any is.
+template <int threads, class Visible>
+MMER_DEVICE bool mark_steps(float* bias_smem, int count, float hidden, const Visible& visible) {
+  int any = 0;
+  for (int step = threadIdx.x; step < count; step += threads) {
+    const bool seen = visible(step);
+    any |= seen;
+    bias_smem[step] = seen ? 0.0f : hidden;
+  }
+  return __syncthreads_or(any);
+}
+
+// Where the columns' results go: of several groups of rows each has sums of its own.
+template <class Block>
+struct ColumnResults {
+  static constexpr int values = Block::warp_values;
+  const Block& block;
+  float* const lse_gmem;
+  const RowWriter<typename Block::Element, Block::columns, values> writer;
+
+  MMER_DEVICE explicit ColumnResults(const Block& block)
+      : block(block),
+        lse_gmem(kept((has_parts() ? block.problem.part_lse : block.column_side.lse) +
+                      first_row())),
+        writer(block.column_side.out, block.batch, block.head, block.first_value) {}
+
+  MMER_DEVICE bool has_parts() const { return block.problem.parts != nullptr; }
+  MMER_DEVICE int64_t first_row() const {
+    return (int64_t{block.row_group} * block.problem.batch * block.problem.heads +
+            block.batch_head) *
+           block.column_side.time;
+  }
+
+  MMER_DEVICE void store_lse(int column, float sum, float point) const {
+    const float unit = has_parts() ? 1.0f : ln_2;
+    lse_gmem[column] = sum > 0.0f ? (log2_fast(sum) + point) * unit : -infinity;
+  }
+
+  // out (16, values) of a warp, from column `first_column` on; through rows of a tile in shared
+  // memory.
+  template <class Value>
+  MMER_DEVICE void store(uint32_t rows_smem, int first_column, const Value& value) const {
+    const SharedSide& side = block.column_side;
+    if (!has_parts()) {
+      writer.store(rows_smem, first_column, side.time, value);
+      return;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int column = first_column + half * 8 + block.first_of_eight;
+      if (column >= side.time) continue;
+      float* part_gmem = block.problem.parts + (first_row() + column) * Block::columns +
+                         block.first_value + block.quad * 2;
+#pragma unroll
+      for (int n = 0; n < values / 8; ++n) {
+        *reinterpret_cast<float2*>(part_gmem + n * 8) =
+            make_float2(value(n, 2 * half), value(n, 2 * half + 1));
+      }
+    }
+  }
+};
+
+}  // namespace mmer::cuda
