@@ -70,16 +70,16 @@ constexpr int gradient_columns(int columns, int element_bytes, bool extras) {
 constexpr int short_rows = 64, short_warps = 4;
 
 constexpr int short_blocks_a_multiprocessor(int columns) {
-  return columns == 16 ? 4 : columns == 32 ? 3 : 2;
+  return columns == 16 ? 3 : 2;
 }
 
 // Where everything stands in the shared memory of such a block, in bytes.
 struct ShortSmem {
   int a = 0;
   int value_a;
-  int strips;         // of each warp two stages of b and v_b
-  int stage_bytes;    // of both
-  int exchange;       // of each warp two buffers for a strip's P
+  int strips;       // of each warp two stages of b and v_b
+  int stage_bytes;  // of both
+  int exchange;     // of each warp two buffers for a strip's P
   int exchange_bytes;
   int row_bias;       // as many floats as rows
   int row_reference;  // the same
@@ -124,10 +124,10 @@ struct SharedConfig {
 };
 
 // The classes of rows that a block takes of the shorter sequence, the first of them in the form for
-// short ones. A warp's 32 or 48 rows share what is read of b. Two groups of columns keep eight warps
-// busy with 128 rows. More take eight warps, two for each quarter of a multiprocessor, as more would have too few registers:
-// 168, of which 300 rows in ten warps left some over. With 128 columns there are none for a second
-// row tile.
+// short ones. A warp's 32 or 48 rows share what is read of b. Two groups of columns keep eight
+// warps busy with 128 rows. More take eight warps, two for each quarter of a multiprocessor, as
+// more would have too few registers: 168, of which 300 rows in ten warps left some over. With 128
+// columns there are none for a second row tile.
 constexpr int shared_row_classes[] = {short_rows, 128, 384};
 
 constexpr SharedConfig shared_config(int rows, int columns) {
@@ -145,7 +145,7 @@ struct SharedSmem {
   int weights;        // first a, then P: eight rows in different banks
   int b;              // two stages
   int value_b;        // two stages
-  int column_parts;   // (row_warps, parts_stride) floats
+  int column_parts;   // (row_warps, 4, parts_stride) floats
   int row_bias;       // as many floats as rows
   int row_reference;  // the same
   int row_parts;      // the same for each of two groups of columns
@@ -156,12 +156,13 @@ struct SharedSmem {
       : tile(shared_config(row_class, columns).tile(columns)),
         tile_bytes(tile * columns * 2),
         row_bytes(columns * 2 > tile * 2 + 16 ? columns * 2 : tile * 2 + 16),
-        parts_stride(tile + 16),
+        parts_stride(tile + 8),
         weights(shared_config(row_class, columns).rows() * columns * 2),
         b(weights + shared_config(row_class, columns).rows() * row_bytes),
         value_b(b + 2 * tile_bytes),
         column_parts(value_b + 2 * tile_bytes),
-        row_bias(column_parts + shared_config(row_class, columns).row_warps() * parts_stride * 4),
+        row_bias(column_parts +
+                 shared_config(row_class, columns).row_warps() * 4 * parts_stride * 4),
         row_reference(row_bias + shared_config(row_class, columns).rows() * 4),
         row_parts(row_reference + shared_config(row_class, columns).rows() * 4),
         warp_parts(row_parts + (shared_config(row_class, columns).column_groups == 2) * 2 *

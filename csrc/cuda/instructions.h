@@ -90,9 +90,7 @@ MMER_DEVICE void store_shared(uint32_t address, float2 pair) {
 // The transpose of an 8 x 8 matrix in registers.
 MMER_DEVICE uint32_t movmatrix_transposed(uint32_t fragment) {
   uint32_t transposed;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;"
-               : "=r"(transposed)
-               : "r"(fragment));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(fragment));
   return transposed;
 }
 
@@ -212,8 +210,8 @@ MMER_DEVICE float row_total(float x) {
   return x + shuffle_xor(x, 2);
 }
 
-// Adds up `count` numbers over two lanes that are `lanes` apart: the lower lane keeps the first half
-// of the sums, the upper one the second, each in the first half of the array.
+// Adds up `count` numbers over two lanes that are `lanes` apart: the lower lane keeps the first
+// half of the sums, the upper one the second, each in the first half of the array.
 template <int lanes, int count, int size>
 MMER_DEVICE void add_and_halve(float (&numbers)[size]) {
   static_assert(count <= size);

@@ -114,13 +114,12 @@ struct SharedBlock {
   // Writes down which rows and columns are real; returns whether there are any of both.
   MMER_DEVICE bool mark_visible() const {
     if (!busy && column_group == 0) {
-      for (int column = lane; column < tile; column += 32) {
-        parts_smem[row_warp * layout().parts_stride + column] = 0.0f;
+      for (int n = lane; n < 4 * layout().parts_stride; n += 32) {
+        parts_smem[row_warp * 4 * layout().parts_stride + n] = 0.0f;
       }
     }
-    const bool sees_rows = mark_steps<threads>(
-        row_bias_smem, rows, hidden.score,
-        [&](int row) { return row_mask(block_row + row); });
+    const bool sees_rows = mark_steps<threads>(row_bias_smem, rows, hidden.score,
+                                               [&](int row) { return row_mask(block_row + row); });
     return mark_steps<threads>(bias_smem, tile_count * tile, -infinity, column_visible) & sees_rows;
   }
 
@@ -136,8 +135,7 @@ struct SharedBlock {
   // The same where it is rarely done, or where registers are scarce: nothing is kept for it.
   MMER_DEVICE void load_tile_anew(int number) const {
     const int same_batch = kept(static_cast<uint32_t>(batch));
-    load_tile(number,
-              Loader(column_side.x, column_side.value, column_visible, same_batch, head));
+    load_tile(number, Loader(column_side.x, column_side.value, column_visible, same_batch, head));
   }
   MMER_DEVICE uint32_t tile_address(int number) const {
     return base + layout().b + number % 2 * layout().tile_bytes;

@@ -57,9 +57,9 @@ MMER_DEVICE bool add_up_rows(const Block& block, SharedRows<Block>& own) {
 
 // A pass over b for both outputs; returns whether a sum left the safe range.
 template <bool exact, class Block>
-MMER_DEVICE bool attend(const Block& block, SharedRows<Block>& own, const ColumnResults<Block>& results,
-                        float reference) {
-  bool unsafe = false;
+MMER_DEVICE int attend(const Block& block, SharedRows<Block>& own,
+                       const ColumnResults<Block>& results, float reference) {
+  int unsafe = 0;
 #pragma unroll
   for (int m = 0; m < Block::row_tiles; ++m) {
     set_zero(own.out_rmem[m]);
@@ -108,27 +108,33 @@ MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float r
   const SharedSide& side = block.row_side;
   const bool exact = reference == no_reference;
   if constexpr (Block::column_groups == 2) exchange_outputs(block, own);
+  // Worked out anew: nothing is kept for it during the passes.
+  const int lane_row = kept(static_cast<uint32_t>(block.first_of_eight));
+  const int row_groups = kept(static_cast<uint32_t>(block.problem.row_groups));
+  const int block_row = blockIdx.x % row_groups * block.problem.rows_a_group;
+  const int batch_head = blockIdx.x / row_groups;
+  float* const lse_gmem = side.lse + static_cast<int64_t>(batch_head) * side.time + block_row;
+  const RowWriter<typename Block::Element, Block::columns, Block::columns> writer(
+      side.out, block.batch, block.head, 0);
 #pragma unroll
   for (int m = 0; m < Block::last_row_tiles; ++m) {
     const int first_row = block.tile_row(m);
     float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = first_row + half * 8 + block.first_of_eight;
+      const int row = first_row + half * 8 + lane_row;
       const float sum = own.sum[m][half];
       inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
       if (block.quad == 0 && row < block.row_count) {
         const float point = exact ? block.row_reference_smem[row] : reference;
-        side.lse[static_cast<int64_t>(block.batch_head) * side.time + block.block_row + row] =
-            sum > 0.0f ? (log2_fast(sum) + point) * ln_2 : -infinity;
+        lse_gmem[row] = sum > 0.0f ? (log2_fast(sum) + point) * ln_2 : -infinity;
       }
     }
     if (first_row >= block.row_count) continue;
     clear_rows(own.out_rmem[m], inverse);
-    store_warp_rows<Block::columns>(
-        block.a_smem, first_row, side.out, block.batch, block.head, block.block_row + first_row,
-        block.block_row + block.row_count, 0,
-        [&](int n, int e) { return own.out_rmem[m][n][e] * inverse[e / 2]; });
+    writer.store(block.a_smem.address + first_row * Block::HeadTile::row_bytes,
+                 block_row + first_row, block_row + block.row_count,
+                 [&](int n, int e) { return own.out_rmem[m][n][e] * inverse[e / 2]; });
   }
 }
 
@@ -147,7 +153,7 @@ MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
   __syncthreads();  // P takes a's place
   float reference = find_reference(block, own);
 
-  const bool unsafe = attend<false>(block, own, results, reference);
+  const int unsafe = attend<false>(block, own, results, reference);
   if (__syncthreads_or(unsafe && sees_something)) {
     reference = no_reference;
     find_maxima(block, own);

@@ -92,7 +92,8 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
       for (int n = 0; n < busy_warps; ++n) {
         largest = fmaxf(largest, block.parts_smem[n * Block::layout().parts_stride + column]);
       }
-      block.reference_smem[number * tile + column] = largest > block.hidden.nothing_seen ? largest : 0.0f;
+      block.reference_smem[number * tile + column] =
+          largest > block.hidden.nothing_seen ? largest : 0.0f;
     }
     __syncthreads();
   }
@@ -107,7 +108,8 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
         if (block.quad != 0 || block.column_group != turn) continue;
         if (turn > 0) largest = fmaxf(largest, point);
         // What no group has seen must stay below what the next one finds.
-        point = largest > block.hidden.nothing_seen || turn + 1 < Block::column_groups ? largest : 0.0f;
+        point =
+            largest > block.hidden.nothing_seen || turn + 1 < Block::column_groups ? largest : 0.0f;
       }
     }
     __syncthreads();

@@ -39,14 +39,22 @@ template <class Block>
 struct ColumnResults {
   static constexpr int values = Block::warp_values;
   const Block& block;
+  using Writer = RowWriter<typename Block::Element, Block::columns, values>;
   float* const lse_gmem;
-  const RowWriter<typename Block::Element, Block::columns, values> writer;
+  Writer writer;
 
   MMER_DEVICE explicit ColumnResults(const Block& block)
       : block(block),
-        lse_gmem(kept((has_parts() ? block.problem.part_lse : block.column_side.lse) +
-                      first_row())),
-        writer(block.column_side.out, block.batch, block.head, block.first_value) {}
+        lse_gmem(
+            kept((has_parts() ? block.problem.part_lse : block.column_side.lse) + first_row())),
+        writer(block.column_side.out, block.batch, block.head, block.first_value) {
+    if (!has_parts()) return;
+    // In place of what is not written then: no two more registers.
+    float* const part_gmem = block.problem.parts +
+                             (first_row() + block.first_of_eight) * Block::columns +
+                             block.first_value + block.quad * 2;
+    writer.piece_gmem = reinterpret_cast<typename Writer::Bits*>(part_gmem);
+  }
 
   MMER_DEVICE bool has_parts() const { return block.problem.parts != nullptr; }
   MMER_DEVICE int64_t first_row() const {
@@ -64,20 +72,19 @@ struct ColumnResults {
   // memory.
   template <class Value>
   MMER_DEVICE void store(uint32_t rows_smem, int first_column, const Value& value) const {
-    const SharedSide& side = block.column_side;
+    const int time = block.column_side.time;
     if (!has_parts()) {
-      writer.store(rows_smem, first_column, side.time, value);
+      writer.store(rows_smem, first_column, time, value);
       return;
     }
+    float* const part_gmem =
+        reinterpret_cast<float*>(writer.piece_gmem) + int64_t{first_column} * Block::columns;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int column = first_column + half * 8 + block.first_of_eight;
-      if (column >= side.time) continue;
-      float* part_gmem = block.problem.parts + (first_row() + column) * Block::columns +
-                         block.first_value + block.quad * 2;
+      if (first_column + half * 8 + block.first_of_eight >= time) continue;
 #pragma unroll
       for (int n = 0; n < values / 8; ++n) {
-        *reinterpret_cast<float2*>(part_gmem + n * 8) =
+        *reinterpret_cast<float2*>(part_gmem + half * 8 * Block::columns + n * 8) =
             make_float2(value(n, 2 * half), value(n, 2 * half + 1));
       }
     }

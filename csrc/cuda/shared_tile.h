@@ -21,19 +21,25 @@ struct SharedPass {
   const Block& block;
   const float reference, scale;
   uint32_t weights_places[column_groups];  // where a lane stores what it has of P
-  // Where it stores the sum of the strip's column that is left to it.
-  const bool upper, odd, holds_sum;
-  const uint32_t sum_place;
+  const uint32_t sum_place;  // where it stores the sums that it is left with, of two columns
+  // Where it starts to read P^T and the values for out_b.
+  const int tile_column;
+  const uint32_t transposed_place, value_place;
 
   MMER_DEVICE SharedPass(const Block& block, float reference)
       : block(block),
         reference(reference),
         scale(block.problem.scale),
-        upper(block.lane & 16),
-        odd(block.lane & 8),
-        holds_sum(!(block.lane & 4)),
-        sum_place(kept(layout().column_parts + 4u * (block.row_warp * layout().parts_stride +
-                                                     block.strip_column(0, upper, odd)))) {
+        sum_place(
+            kept(block.base + layout().column_parts +
+                 4 * ((block.row_warp * 4 + block.first_of_eight % 4) * layout().parts_stride +
+                      block.strip_column(0, block.lane / 16, 0)))),
+        tile_column(block.warp / Block::value_warps * 16),
+        transposed_place(kept(block.base + layout().weights +
+                              (block.lane / 16 * 8 + block.lane % 8) * layout().row_bytes +
+                              tile_column * 2 + block.lane / 8 % 2 * 16)),
+        value_place(HeadTile::advance(block.value_a_smem.address + block.value_place,
+                                      block.first_value / 8)) {
 #pragma unroll
     for (int m = 0; m < column_groups; ++m) weights_places[m] = kept(weights_place(m));
   }
@@ -96,7 +102,9 @@ struct SharedPass {
         }
         store_weights(m, strip_offset, column_weights);
       }
-      store_column_sums(column_sum, strip_offset);
+      // To eight rows' lanes: two of them add up theirs, and leave four parts of the sums.
+      add_and_halve<16, 4>(column_sum);
+      store_shared<0>(sum_place + 2 * strip_offset, make_float2(column_sum[0], column_sum[1]));
       // out_a (16 row_tiles, columns) += P (16 row_tiles, 16) v_b (16, columns)
 #pragma unroll
       for (int n = 0; n < columns / 16; ++n) {
@@ -116,21 +124,22 @@ struct SharedPass {
 
   // The columns of this warp, of which all of P is in shared memory; returns whether a sum left the
   // safe range.
-  MMER_DEVICE bool finish_columns(const ColumnResults<Block>& results, int number) const {
+  MMER_DEVICE int finish_columns(const ColumnResults<Block>& results, int number) const {
     const SharedSide& side = block.column_side;
-    const int lane = block.lane, tile_column = block.warp / Block::value_warps * 16;
-    if (number * tile + tile_column >= side.time) return false;
+    const int lane = block.lane;
+    if (number * tile + tile_column >= side.time) return 0;
     float out_rmem[warp_values / 8][4];
-    multiply_columns(out_rmem, tile_column);
+    multiply_columns(out_rmem);
     // A column for each half warp's lane.
     const int in_tile = tile_column + lane % 16, column = number * tile + in_tile;
     float sum = 0.0f;
 #pragma unroll
-    for (int n = 0; n < Block::row_warps; n += 2) {
-      sum += block.parts_smem[(n + lane / 16) * layout().parts_stride + in_tile];
+    for (int n = 0; n < Block::row_warps * 2; ++n) {
+      const int part = n / 2 * 4 + lane / 16 * 2 + n % 2;  // in different banks
+      sum += block.parts_smem[part * layout().parts_stride + in_tile];
     }
     sum += shuffle_xor(sum, 16);
-    const bool unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
+    const int unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
     if (lane < 16 && block.first_value == 0 && column < side.time) {
       results.store_lse(column, sum, exact ? block.reference_smem[column] : reference);
     }
@@ -171,39 +180,26 @@ struct SharedPass {
 #endif
   }
 
-  // Four columns of eight rows' lanes to one column a lane, in four shuffles.
-  MMER_DEVICE void store_column_sums(const float (&sums)[4], uint32_t strip_offset) const {
-    const float even_sum = (upper ? sums[2] : sums[0]) + shuffle_xor(upper ? sums[0] : sums[2], 16);
-    const float odd_sum = (upper ? sums[3] : sums[1]) + shuffle_xor(upper ? sums[1] : sums[3], 16);
-    float sum = (odd ? odd_sum : even_sum) + shuffle_xor(odd ? even_sum : odd_sum, 8);
-    sum += shuffle_xor(sum, 4);
-    if (holds_sum) *reinterpret_cast<float*>(block.smem + sum_place + 2 * strip_offset) = sum;
-  }
-
   // out_b (16, warp_values) = P^T (16, rows) v_a (rows, warp_values)
-  MMER_DEVICE void multiply_columns(float (&out_rmem)[warp_values / 8][4],
-                                    int tile_column) const {
-    const int lane = block.lane;
+  MMER_DEVICE void multiply_columns(float (&out_rmem)[warp_values / 8][4]) const {
     set_zero(out_rmem);
-    uint32_t weights_address = block.base + layout().weights +
-                               (lane / 16 * 8 + lane % 8) * layout().row_bytes + tile_column * 2 +
-                               lane / 8 % 2 * 16;
-    uint32_t values_address =
-        HeadTile::advance(block.value_a_smem.address + block.value_place, block.first_value / 8);
-#pragma unroll 2
-    for (int step = 0; step < block.row_steps; ++step) {
-      uint32_t transposed[4];
-      ldmatrix_transposed(transposed, weights_address);
-#pragma unroll
-      for (int n = 0; n < warp_values / 16; ++n) {
-        uint32_t b[4];
-        ldmatrix_transposed(b, HeadTile::advance(values_address, n * 2));
-        Element::mma(out_rmem[2 * n], transposed, b[0], b[1]);
-        Element::mma(out_rmem[2 * n + 1], transposed, b[2], b[3]);
-      }
-      weights_address += 16 * layout().row_bytes;
-      values_address += Block::strip_bytes;
-    }
+    uint32_t weights_address = transposed_place;
+    LanePlaces<Element, columns> values(value_place);
+    const auto multiply = [&](auto steps) {
+      weights_address = kept(weights_address);
+      unrolled<steps>([&](auto step) {
+        uint32_t transposed[4];
+        ldmatrix_transposed<step * 16 * layout().row_bytes>(transposed, weights_address);
+        accumulate_step<step, 0, warp_values>(out_rmem, transposed, values);
+      });
+      weights_address += steps * 16 * layout().row_bytes;
+      values.move(steps * Block::strip_bytes);
+    };
+    int steps_left = block.row_steps;
+#pragma unroll 1
+    for (; steps_left >= 4; steps_left -= 4) multiply(std::integral_constant<int, 4>{});
+#pragma unroll 1
+    for (; steps_left > 0; --steps_left) multiply(std::integral_constant<int, 1>{});
   }
 };
 

@@ -22,7 +22,12 @@ struct PairLoader {
         value(value, batch, head),
         visible(visible),
         plain(!visible.mask_gmem && x.aligned && value.aligned),
-        thread_place(kept(Loader::first_place(HeadTile{0}))) {}
+        thread_place(kept(Loader::first_place(HeadTile{0}))) {
+    for (Loader* loader : {&this->x, &this->value}) {
+      loader->row_gmem = kept(loader->row_gmem);
+      loader->first_bytes = kept(static_cast<uint32_t>(loader->first_bytes));
+    }
+  }
 
   template <int rows>
   MMER_DEVICE bool is_plain(int first) const {

@@ -103,8 +103,8 @@ struct RowLoader {
     return max(min(dim - piece * piece_elements, piece_elements), 0);
   }
 
-  // Whether whole rows have a way of their own, with little to work out; not with 128 columns, which
-  // have no register to spare for it.
+  // Whether whole rows have a way of their own, with little to work out; not with 128 columns,
+  // which have no register to spare for it.
   template <int rows>
   static constexpr bool steady = pieces <= 8 && rows % row_step == 0;
 
@@ -333,7 +333,10 @@ MMER_DEVICE void store_warp_rows(Tile<Element, tile_columns> staging_smem, int t
     return;
   }
   const RowWriter<Element, tile_columns, columns> writer(target, batch, head, first_column);
-  writer.template store<strips>(staging_smem.address + tile_row * RowWriter<Element, tile_columns, columns>::RowTile::row_bytes, first, time, value);
+  writer.template store<strips>(
+      staging_smem.address +
+          tile_row * RowWriter<Element, tile_columns, columns>::RowTile::row_bytes,
+      first, time, value);
 }
 
 }  // namespace mmer::cuda

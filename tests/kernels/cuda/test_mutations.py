@@ -76,15 +76,15 @@ FORWARD = {
     ),
     "rows past the end are stored": Mutation(
         "tile.h",
-        "const bool exists = row + below < rows_left;",
-        "const bool exists = true;",
+        "const int rows_left = time - first - lane() / lanes_a_row;",
+        "const int rows_left = rows;",
         "out of bounds global",
     ),
     "rescaling of the sums": Mutation(
         "directed_forward.h", "row_sum[half] *= shrink;", "", None, scale=2.0
     ),
 }
-READS_SUMS = "#pragma unroll\n  for (int n = 0; n < pairs; ++n) {\n    const uint4 sums"
+READS_SUMS = "#pragma unroll\n  for (int n = 0; n < pairs; ++n) {\n    add_words"
 SHARED = {
     "barrier before the transposed product": Mutation(
         "shared_forward.h",
@@ -106,6 +106,53 @@ SHARED = {
         "block.row_parts_smem[row] + block.row_parts_smem[Block::rows + row]",
         "sum",
         None,
+    ),
+}
+# Three rounds of strips, and rows of both pairs of warps.
+SHORT = {
+    "barrier of a pair": Mutation(
+        "shared_short_strip.h", "    block.synchronize_pair();\n", "", "race", time_a=50
+    ),
+    "wait for a strip": Mutation(
+        "shared_short_strip.h", "cp_async_wait<0>();", "", "copy in flight", time_a=50
+    ),
+    "the other stage": Mutation(
+        "shared_short_strip.h",
+        "stage ^ Block::warps * Block::layout().stage_bytes",
+        "stage",
+        "copy in flight",
+        time_a=50,
+    ),
+    "the other warp's P": Mutation(
+        "shared_short_strip.h",
+        "block.exchanged(other_stage)",
+        "block.exchanged(stage)",
+        None,
+        time_a=50,
+    ),
+    "hidden rows": Mutation(
+        "shared_short_block.h", "if (!whole_rows()) {", "if (false) {", None, time_a=50
+    ),
+    "hidden columns": Mutation(
+        "shared_short_block.h",
+        "block.bias_smem[strip * 16 + half * 8 + block.first_of_eight]",
+        "0.0f",
+        None,
+        time_a=50,
+    ),
+    "the other warps' sums of rows": Mutation(
+        "shared_short.h",
+        "n < Block::warps; ++n) sum +=",
+        "n < 1; ++n) sum +=",
+        None,
+        time_a=50,
+    ),
+    "barrier before the other pair's sums": Mutation(
+        "shared_short.h",
+        "  __syncthreads();\n  const uint32_t first",
+        "  const uint32_t first",
+        "race",
+        time_a=50,
     ),
 }
 ONCE_BACKWARD = {
@@ -207,6 +254,11 @@ def test_mutated_forward(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SHARED)
 def test_mutated_shared_forward(name: str, tmp_path: Path) -> None:
     run_mutated(SHARED[name], tmp_path, "shared_cross_attention")
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_mutated_short_forward(name: str, tmp_path: Path) -> None:
+    run_mutated(SHORT[name], tmp_path, "shared_cross_attention")
 
 
 @pytest.mark.parametrize("name", BACKWARD)

@@ -51,9 +51,12 @@ def one_head(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) -> Pai
     ("lengths", "head_dim"),
     [
         ((50, 97), 16),
+        ((60, 130), 64),
         ((100, 70), 64),
         ((140, 170), 16),
         pytest.param((1, 300), 32, marks=pytest.mark.slow),
+        pytest.param((64, 17), 64, marks=pytest.mark.slow),
+        pytest.param((50, 375), 40, marks=pytest.mark.slow),
         pytest.param((300, 300), 64, marks=pytest.mark.slow),
         pytest.param((300, 17), 40, marks=pytest.mark.slow),
         pytest.param((128, 130), 128, marks=pytest.mark.slow),
@@ -68,6 +71,8 @@ def test_lengths(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) ->
     ("lengths", "head_dim", "shared_bytes", "groups"),
     [
         ((150, 170), 16, 99 * 1024, 2),
+        # Of 64 rows each: blocks with room for no more.
+        ((150, 170), 64, 70 * 1024, 3),
         pytest.param((400, 410), 40, 163 * 1024, 2, marks=pytest.mark.slow),
         pytest.param((300, 300), 64, 99 * 1024, 3, marks=pytest.mark.slow),
         pytest.param((150, 260), 128, 163 * 1024, 2, marks=pytest.mark.slow),
