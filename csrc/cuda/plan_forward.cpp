@@ -58,9 +58,9 @@ Plan forward_plan(ForwardProblem& problem, const Shape& shape, const CallOptions
 // (benchmarks.cuda_counters):
 //
 //   shorter side       form                       why
-//   up to 384 rows     S once, a block a head     0.6 to 0.75 of the instructions; every tensor is
-//                                                 read and written once
-//   up to four groups  S once, a block a group,   0.7 of the instructions with two groups and 0.45
+//   up to 384 rows     S once, a block a head     0.6 of the instructions; every tensor is read and
+//                                                 written once
+//   up to four groups  S once, a block a group,   0.65 of the instructions with two groups and 0.45
 //   of rows            then merge_groups          of the bytes, although the columns' outputs pass
 //                                                 through parts in float32
 //   longer             both directions in one     the parts grow with the groups, and so does what
