@@ -66,8 +66,8 @@ constexpr int gradient_columns(int columns, int element_bytes, bool extras) {
 }
 
 // Shared cross-attention, S once, of up to 64 rows: each of four warps owns all of them for strips
-// of 16 columns. 64 columns of a head take all registers that two blocks leave.
-constexpr int short_rows = 64, short_warps = 4;
+// of 32 columns. 64 columns of a head take all registers that two blocks leave.
+constexpr int short_rows = 64, short_warps = 4, short_strip = 32;
 
 constexpr int short_blocks_a_multiprocessor(int columns) {
   return columns == 16 ? 3 : 2;
@@ -77,10 +77,10 @@ constexpr int short_blocks_a_multiprocessor(int columns) {
 struct ShortSmem {
   int a = 0;
   int value_a;
-  int strips;       // of each warp two stages of b and v_b
-  int stage_bytes;  // of both
-  int exchange;     // of each warp two buffers for a strip's P
-  int exchange_bytes;
+  int strips;         // of each warp b, v_b and P as left factor
+  int value_b;        // in a warp's strip
+  int weights;        // the same
+  int strip_bytes;    // of all three
   int row_bias;       // as many floats as rows
   int row_reference;  // the same
   int row_parts;      // the same for each warp
@@ -90,17 +90,17 @@ struct ShortSmem {
   constexpr explicit ShortSmem(int columns)
       : value_a(short_rows * columns * 2),
         strips(2 * value_a),
-        stage_bytes(2 * 16 * columns * 2),
-        exchange(strips + short_warps * 2 * stage_bytes),
-        exchange_bytes(16 * short_rows * 2),
-        row_bias(exchange + short_warps * 2 * exchange_bytes),
+        value_b(short_strip * columns * 2),
+        weights(2 * value_b),
+        strip_bytes(weights + short_strip * short_rows * 2),
+        row_bias(strips + short_warps * strip_bytes),
         row_reference(row_bias + short_rows * 4),
         row_parts(row_reference + short_rows * 4),
         warp_parts(row_parts + short_warps * short_rows * 4),
         column_bias(warp_parts + short_warps * 4) {}
 
   constexpr int64_t bytes(int64_t column_count) const {
-    return column_bias + (column_count + 15) / 16 * 16 * 4;
+    return column_bias + (column_count + short_strip - 1) / short_strip * short_strip * 4;
   }
 };
 

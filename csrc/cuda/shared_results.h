@@ -68,24 +68,25 @@ struct ColumnResults {
     lse_gmem[column] = sum > 0.0f ? (log2_fast(sum) + point) * unit : -infinity;
   }
 
-  // out (16, values) of a warp, from column `first_column` on; through rows of a tile in shared
-  // memory.
-  template <class Value>
+  // out (16 tiles, values) of a warp, from column `first_column` on; through rows of a tile in
+  // shared memory.
+  template <int tiles = 1, class Value>
   MMER_DEVICE void store(uint32_t rows_smem, int first_column, const Value& value) const {
     const int time = block.column_side.time;
     if (!has_parts()) {
-      writer.store(rows_smem, first_column, time, value);
+      writer.template store<tiles>(rows_smem, first_column, time, value);
       return;
     }
     float* const part_gmem =
         reinterpret_cast<float*>(writer.piece_gmem) + int64_t{first_column} * Block::columns;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2 * tiles; ++half) {
       if (first_column + half * 8 + block.first_of_eight >= time) continue;
 #pragma unroll
       for (int n = 0; n < values / 8; ++n) {
         *reinterpret_cast<float2*>(part_gmem + half * 8 * Block::columns + n * 8) =
-            make_float2(value(n, 2 * half), value(n, 2 * half + 1));
+            make_float2(value(half / 2 * (values / 8) + n, half % 2 * 2),
+                        value(half / 2 * (values / 8) + n, half % 2 * 2 + 1));
       }
     }
   }

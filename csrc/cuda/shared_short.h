@@ -1,13 +1,13 @@
 // The shared forward where a block's rows of the shorter sequence a are at most 64.
 //
-// A warp takes strips of 16 steps of b, and all rows of a for each: S^T (16, 64). So a strip's sums
+// A warp takes strips of 32 steps of b, and all rows of a for each: S^T (32, 64). So a strip's sums
 // and its out_b are complete in the registers of one warp, which loads its strips itself. out_a is
 // added up over the strips in registers, too; two warps exchange what they have of P, so that each
 // needs to hold one half of the value dimension.
 //
 // P^T, as the accumulators hold it, is the left factor of out_b = P^T v_a; transposed by movmatrix
 // it is that of out_a = P v_b.
-
+//
 // shared_short_block.h: what a block owns and loads, and S; shared_short_strip.h: a pass over b.
 
 #pragma once
@@ -16,18 +16,22 @@
 
 namespace mmer::cuda {
 
-// The maximum of the first strip of S: each warp looks at 16 rows.
+// The maximum of the first 16 columns of S: each warp looks at 16 rows.
 template <class Block>
 MMER_DEVICE float find_short_reference(const Block& block) {
   using Range = SafeRange<typename Block::Element>;
-  float scores_rmem[2][4], bias[2], largest = -infinity;
-  block.template multiply_strip<16>(scores_rmem, 0, block.warp * 16);
-  load_column_bias(bias, block, 0);
+  using HeadTile = typename Block::HeadTile;
+  float scores_rmem[1][2][4], largest = -infinity;
+  const uint32_t first_strip =
+      HeadTile{block.base + Block::layout().strips}.piece(block.lane % 16, block.lane / 16);
+  block.template multiply_strip<1, 16>(scores_rmem, first_strip, block.warp * 16);
 #pragma unroll
-  for (int n = 0; n < 2; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    const float bias = block.column_bias(0, half);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      largest = fmaxf(largest, fmaf(scores_rmem[n][e], block.scale, bias[e / 2]));
+      const float score = scores_rmem[0][e / 2][2 * half + e % 2];
+      largest = fmaxf(largest, fmaf(score, block.scale, bias));
     }
   }
   for (int lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, shuffle_xor(largest, lanes));
@@ -45,20 +49,20 @@ MMER_DEVICE void find_row_maxima(const Block& block) {
 #pragma unroll
   for (float& x : row_max) x = -infinity;
 #pragma unroll 1
-  for (int strip = block.warp; strip < block.strip_count; strip += Block::warps) {
+  for (int number = block.first_strip; number < block.strip_count; number += Block::warps) {
     __syncwarp();
-    block.load_strip(strip, block.stage(strip));
+    block.load_b(number);
     cp_async_wait<0>();
     __syncwarp();
-    float scores_rmem[Block::rows / 8][4], bias[2];
-    block.template multiply_strip<Block::rows>(scores_rmem, block.stage(strip), 0);
-    load_column_bias(bias, block, strip);
+    float scores_rmem[Block::strip_tiles][Block::rows / 8][4];
+    block.template multiply_strip<Block::strip_tiles, Block::rows>(scores_rmem, block.b_place, 0);
 #pragma unroll
-    for (int n = 0; n < Block::rows / 8; ++n) {
+    for (int eighth = 0; eighth < 2 * Block::strip_tiles; ++eighth) {
+      const float bias = block.column_bias(number, eighth);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float& largest = row_max[2 * n + e % 2];
-        largest = fmaxf(largest, fmaf(scores_rmem[n][e], block.scale, bias[e / 2]));
+      for (int n = 0; n < Block::rows / 4; ++n) {
+        const float score = scores_rmem[eighth / 2][n / 2][eighth % 2 * 2 + n % 2];
+        row_max[n] = fmaxf(row_max[n], fmaf(score, block.scale, bias));
       }
     }
   }
@@ -113,7 +117,8 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
   Half &upper = own.out_rmem[0], &lower = own.out_rmem[1];
   // (2, pairs, 2, half of the columns / 8, lanes, 4): what each warp has of the other pair's rows.
   const auto place = [&](int pair) {
-    return kept(block.exchange_place + ((block.half * 2 + pair) * 2 * count) * 512);
+    return kept(block.base + Block::layout().strips +
+                ((block.half * 2 + pair) * 2 * count * 32 + block.lane) * 16);
   };
   const auto give = [&](const Half& part) {
     const uint32_t first = place(1 - block.pair);
@@ -168,10 +173,11 @@ MMER_DEVICE void shared_short_forward(const SharedForwardProblem& problem) {
   const bool sees_rows =
       mark_steps<Block::threads>(block.row_bias_smem, Block::rows, block.hidden.score,
                                  [&](int row) { return block.row_mask(block.block_row + row); });
-  const bool sees_columns = mark_steps<Block::threads>(block.bias_smem, block.strip_count * 16,
+  const bool sees_columns = mark_steps<Block::threads>(block.bias_smem, block.strip_count * Block::strip,
                                                        -infinity, block.column_visible);
   block.load_rows();
-  block.load_strip(block.warp, block.stage(block.warp));
+  block.load_b(block.first_strip);
+  block.load_value_b(block.first_strip);
   cp_async_wait<0>();
   __syncthreads();
   float reference = find_short_reference(block);
@@ -183,7 +189,9 @@ MMER_DEVICE void shared_short_forward(const SharedForwardProblem& problem) {
   if (__syncthreads_or(unsafe && sees_rows && sees_columns)) {
     reference = no_reference;
     find_row_maxima(block);
-    block.load_strip(block.warp, block.stage(block.warp));
+    __syncwarp();
+    block.load_b(block.first_strip);
+    block.load_value_b(block.first_strip);
     attend_strips<true>(block, own, results, reference);
     add_up_short_rows(block, own);
     __syncthreads();

@@ -7,7 +7,8 @@
 
 namespace mmer::cuda {
 
-// What a warp adds up over its strips: out_a, and the sums of a thread's 16 rows over its columns.
+// What a warp adds up over its strips: half of the values of out_a, and the sums of a thread's 16
+// rows over its columns.
 template <class Block>
 struct ShortSums {
   using Half = float[2][Block::half_columns / 8][4];  // 32 rows
@@ -20,111 +21,149 @@ struct ShortSums {
 #pragma unroll
     for (float& sum : row_sum) sum = 0.0f;
   }
+
+  // out_a (rows, half of the values) += P (rows, strip) v_b (strip, half of the values)
+  MMER_DEVICE void add_strip(const Block& block, uint32_t weights_place, uint32_t value_b_place) {
+    using Element = typename Block::Element;
+    using HeadTile = typename Block::HeadTile;
+    unrolled<Block::strip_tiles>([&](auto t) {
+      uint32_t weights[Block::row_tiles][4];
+      unrolled<Block::row_tiles>([&](auto m) {
+        const uint4 words = load_shared<(t * Block::row_tiles + m) * 512>(weights_place);
+        weights[m][0] = words.x, weights[m][1] = words.y;
+        weights[m][2] = words.z, weights[m][3] = words.w;
+      });
+      const auto multiply = [&](int n, uint32_t b_low, uint32_t b_high) {
+#pragma unroll
+        for (int m = 0; m < Block::row_tiles; ++m) {
+          Element::mma(out_rmem[m / 2][m % 2][n], weights[m], b_low, b_high);
+        }
+      };
+      uint32_t b[4];
+      if constexpr (Block::half_columns == 8) {
+        ldmatrix_transposed<t * 16 * HeadTile::row_bytes>(b, value_b_place);
+        multiply(0, block.half ? b[2] : b[0], block.half ? b[3] : b[1]);
+      } else {
+#pragma unroll
+        for (int n = 0; n < Block::half_columns / 16; ++n) {
+          ldmatrix_transposed<t * 16 * HeadTile::row_bytes>(
+              b, HeadTile::advance(value_b_place, n * 2));
+          multiply(2 * n, b[0], b[1]);
+          multiply(2 * n + 1, b[2], b[3]);
+        }
+      }
+    });
+  }
 };
 
-// P^T (16, rows) of a strip, rounded, two neighbouring rows a word.
+// P^T (strip, rows) as left factor of out_b, and what belongs to each column: 8 `eighth` + lane
+// / 4.
 template <class Block>
 struct ShortWeights {
-  static constexpr int words = Block::rows / 8;
-  uint32_t of_columns[words][2], of_rows[words][2];
-  float column_sum[2], bias[2], point[2];  // of each column
+  static constexpr int tiles = Block::strip_tiles, row_tiles = Block::row_tiles;
+  uint32_t of_columns[tiles][row_tiles][4];
+  float column_sum[2 * tiles], point[2 * tiles];
 
+  // Adds to the rows' sums, and puts P, as left factor of out_a, where the other warp finds it.
   // `exact`: each direction has an exponential of its own, from the maxima of its rows or columns.
   template <bool exact>
-  MMER_DEVICE void weigh(const Block& block, ShortSums<Block>& own, int strip, uint32_t stage,
-                         float reference) {
+  MMER_DEVICE void weigh(const Block& block, ShortSums<Block>& own, int number, float reference) {
     using Element = typename Block::Element;
-    float scores_rmem[words][4];
-    block.template multiply_strip<Block::rows>(scores_rmem, stage, 0);
-    load_column_bias(bias, block, strip);
-    point[0] = point[1] = exact ? -infinity : reference;
-    if constexpr (exact) {
+    float scores_rmem[tiles][2 * row_tiles][4], bias[2 * tiles];
+    block.template multiply_strip<tiles, Block::rows>(scores_rmem, block.b_place, 0);
 #pragma unroll
-      for (int n = 0; n < words; ++n) {
+    for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
+      bias[eighth] = block.column_bias(number, eighth);
+      point[eighth] = reference;
+      if constexpr (exact) {
+        float largest = -infinity;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float logit = fmaf(scores_rmem[n][e], block.scale, bias[e / 2]);
-          point[e / 2] = fmaxf(point[e / 2], logit);
+        for (int n = 0; n < 4 * row_tiles; ++n) {
+          const float score = scores_rmem[eighth / 2][n / 2][eighth % 2 * 2 + n % 2];
+          largest = fmaxf(largest, fmaf(score, block.scale, bias[eighth]));
         }
-      }
-#pragma unroll
-      for (float& largest : point) {
         largest = row_maximum(largest);
-        if (!(largest > block.hidden.nothing_seen)) largest = 0.0f;
+        point[eighth] = largest > block.hidden.nothing_seen ? largest : 0.0f;
       }
     }
-    const float summand[2] = {bias[0] - point[0], bias[1] - point[1]};
+    unrolled<tiles>([&](auto t) {
+      unrolled<row_tiles>([&](auto m) {
+        uint32_t (&left)[4] = of_columns[t][m];
+        uint32_t of_rows[4];
 #pragma unroll
-    for (int n = 0; n < words; ++n) {
+        for (int n = 0; n < 4; ++n) {  // of a fragment: 8 columns and 8 rows
+          const int eighth = 2 * t + n % 2, accumulator = 2 * m + n / 2;
+          float of_column[2], of_row[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float of_column[2], of_row[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float score = scores_rmem[n][2 * half + e];
-          of_column[e] = of_row[e] = exp2_fast(fmaf(score, block.scale, summand[half]));
-          if constexpr (exact) {
-            const float row_point = block.row_reference_smem[block.row_pair(n) + e];
-            of_row[e] = exp2_fast(fmaf(score, block.scale, bias[half]) - row_point);
+          for (int e = 0; e < 2; ++e) {
+            const float score = scores_rmem[t][accumulator][n % 2 * 2 + e];
+            of_column[e] = exp2_fast(fmaf(score, block.scale, bias[eighth] - point[eighth]));
+            of_row[e] = of_column[e];
+            if constexpr (exact) {
+              const float row_point = block.row_reference_smem[block.row_pair(accumulator) + e];
+              of_row[e] = exp2_fast(fmaf(score, block.scale, bias[eighth]) - row_point);
+            }
+            float& sum = column_sum[eighth];
+            sum = accumulator + e == 0 ? of_column[e] : sum + of_column[e];
+            own.row_sum[2 * accumulator + e] += of_row[e];
           }
-          column_sum[half] = n + e == 0 ? of_column[0] : column_sum[half] + of_column[e];
-          own.row_sum[2 * n + e] += of_row[e];
+          left[n] = Element::pack(of_column[0], of_column[1]);
+          of_rows[n] = exact ? Element::pack(of_row[0], of_row[1]) : left[n];
         }
-        of_columns[n][half] = Element::pack(of_column[0], of_column[1]);
-        of_rows[n][half] = exact ? Element::pack(of_row[0], of_row[1]) : of_columns[n][half];
-      }
-    }
+        store_shared<(t * row_tiles + m) * 512>(
+            block.weights_place,
+            make_uint4(movmatrix_transposed(of_rows[0]), movmatrix_transposed(of_rows[2]),
+                       movmatrix_transposed(of_rows[1]), movmatrix_transposed(of_rows[3])));
+      });
+    });
   }
 };
 
-// out_a (rows, half of the columns) += P (rows, 16) v_b (16, half of the columns) in a stage
+// The steps of a strip, of which a warp has all: log-sum-exp and out_b (strip, columns) = P^T
+// (strip, rows) v_a (rows, columns). Returns whether a sum left the safe range.
 template <class Block>
-MMER_DEVICE void add_strip(ShortSums<Block>& own, const Block& block, uint32_t stage,
-                           const uint32_t (&weights)[Block::row_tiles][4]) {
-  using Element = typename Block::Element;
-  const auto multiply = [&](int n, uint32_t b_low, uint32_t b_high) {
-#pragma unroll
-    for (int m = 0; m < Block::row_tiles; ++m) {
-      Element::mma(own.out_rmem[m / 2][m % 2][n], weights[m], b_low, b_high);
-    }
-  };
-  const uint32_t place = block.value_place + stage;
-  uint32_t b[4];
-  if constexpr (Block::half_columns == 8) {
-    ldmatrix_transposed(b, place);
-    multiply(0, block.half ? b[2] : b[0], block.half ? b[3] : b[1]);
-  } else {
-#pragma unroll
-    for (int n = 0; n < Block::half_columns / 16; ++n) {
-      ldmatrix_transposed(b, Block::HeadTile::advance(place, n * 2));
-      multiply(2 * n, b[0], b[1]);
-      multiply(2 * n + 1, b[2], b[3]);
-    }
-  }
-}
-
-// The steps of a strip, of which a warp has all: log-sum-exp and out_b; returns whether a sum left
-// the safe range.
-template <class Block>
-MMER_DEVICE int finish_strip(const Block& block, const ColumnResults<Block>& results, int strip,
-                             uint32_t stage, float (&out_rmem)[Block::columns / 8][4],
+MMER_DEVICE int finish_strip(const Block& block, const ColumnResults<Block>& results, int number,
                              const ShortWeights<Block>& weights) {
-  const float sums[2] = {row_total(weights.column_sum[0]), row_total(weights.column_sum[1])};
-  const bool second = block.lane & 1;
-  const float sum = second ? sums[1] : sums[0];
-  const float bias = second ? weights.bias[1] : weights.bias[0];
-  const int column = strip * 16 + block.lane_column;
-  const int unsafe = (bias == 0.0f) & !is_safe<typename Block::Element>(sum);
-  if (block.quad < 2 && column < block.column_side.time) {
-    results.store_lse(column, sum, second ? weights.point[1] : weights.point[0]);
+  using Element = typename Block::Element;
+  using Places = typename Block::Places;
+  constexpr int tiles = Block::strip_tiles, count = Block::columns / 8;
+  float out_rmem[tiles][count][4];
+#pragma unroll
+  for (int t = 0; t < tiles; ++t) set_zero(out_rmem[t]);
+  const Places value_a_places(block.value_a_place);
+  unrolled<Block::row_tiles>([&](auto m) {
+    unrolled<Block::columns / 16>([&](auto n) {
+      uint32_t v[4];
+      ldmatrix_transposed<Places::offset(m * 16, n)>(v, value_a_places.place(n));
+#pragma unroll
+      for (int t = 0; t < tiles; ++t) {
+        Element::mma(out_rmem[t][2 * n], weights.of_columns[t][m], v[0], v[1]);
+        Element::mma(out_rmem[t][2 * n + 1], weights.of_columns[t][m], v[2], v[3]);
+      }
+    });
+  });
+  // Each of a quad's lanes looks after a column.
+  float sum = 0.0f, point = 0.0f;
+#pragma unroll
+  for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
+    const float total = row_total(weights.column_sum[eighth]);
+    if (block.quad == eighth) sum = total, point = weights.point[eighth];
   }
+  const int column = number * Block::strip + block.lane_column;
+  const int unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
+  if (column < block.column_side.time) results.store_lse(column, sum, point);
   const float column_inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
-  const int first_lane = block.lane & 28;
-  const float inverse[2] = {shuffle(column_inverse, first_lane),
-                            shuffle(column_inverse, first_lane + 1)};
-  clear_rows(out_rmem, inverse);
-  results.store(block.strip_address(stage), strip * 16,
-                [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
+  float inverse[tiles][2];
+#pragma unroll
+  for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
+    inverse[eighth / 2][eighth % 2] = shuffle(column_inverse, (block.lane & 28) + eighth);
+  }
+#pragma unroll
+  for (int t = 0; t < tiles; ++t) clear_rows(out_rmem[t], inverse[t]);
+  // Through b, which is done with.
+  results.template store<tiles>(block.strip_smem, number * Block::strip, [&](int n, int e) {
+    return out_rmem[n / count][n % count][e] * inverse[n / count][e / 2];
+  });
   return unsafe;
 }
 
@@ -132,52 +171,28 @@ MMER_DEVICE int finish_strip(const Block& block, const ColumnResults<Block>& res
 template <bool exact, class Block>
 MMER_DEVICE int attend_strips(const Block& block, ShortSums<Block>& own,
                               const ColumnResults<Block>& results, float reference) {
-  using Element = typename Block::Element;
-  constexpr int columns = Block::columns, row_tiles = Block::row_tiles;
   int unsafe = 0;
   own.set_zero();
 #pragma unroll 1
-  for (int strip = block.warp; strip < block.strip_count + block.warp; strip += Block::warps) {
-    const bool exists = strip < block.strip_count;
-    const uint32_t stage = kept(block.stage(strip));
-    cp_async_wait<0>();
-    __syncwarp();
+  for (int first = 0; first < block.strip_count; first += Block::warps) {
+    const int number = first + block.first_strip;
+    const bool exists = number < block.strip_count;
     ShortWeights<Block> weights;
-    uint32_t transposed[row_tiles][4];
-    if (exists) {
-      weights.template weigh<exact>(block, own, strip, stage, reference);
-      unrolled<row_tiles>([&](auto m) {
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-          transposed[m][n] = movmatrix_transposed(weights.of_rows[2 * m + n % 2][n / 2]);
-        }
-        store_shared<m * 512>(block.exchanged(stage), words_of(transposed[m]));
-      });
+    cp_async_wait<1>();
+    __syncwarp();
+    if (exists) weights.template weigh<exact>(block, own, number, reference);
+    cp_async_wait<0>();
+    block.synchronize_pair();
+    if (exists) unsafe |= finish_strip(block, results, number, weights);
+    __syncwarp();
+    block.load_b(number + Block::warps);
+    if (exists) own.add_strip(block, block.weights_place, block.value_b_place);
+    if ((number ^ 2) < block.strip_count) {
+      own.add_strip(block, block.weights_place + block.to_other_warp,
+                    block.value_b_place + block.to_other_warp);
     }
     block.synchronize_pair();
-    block.load_strip(strip + Block::warps, stage ^ Block::warps * Block::layout().stage_bytes);
-    if (exists) {
-      add_strip(own, block, stage, transposed);
-      // out_b (16, columns) = P^T (16, rows) v_a (rows, columns)
-      float out_rmem[columns / 8][4];
-      set_zero(out_rmem);
-      const typename Block::Places value_a_places(block.value_a_place);
-      unrolled<row_tiles>([&](auto m) {
-        uint32_t left[4];
-        Element::left_operand(left, weights.of_columns, m);
-        accumulate_step<m, 0, columns>(out_rmem, left, value_a_places);
-      });
-      unsafe |= finish_strip(block, results, strip, stage, out_rmem, weights);
-    }
-    if ((strip ^ 1) < block.strip_count) {
-      const uint32_t other_stage = stage ^ Block::layout().stage_bytes;
-      unrolled<row_tiles>([&](auto m) {
-        const uint4 words = load_shared<m * 512>(block.exchanged(other_stage));
-        transposed[m][0] = words.x, transposed[m][1] = words.y;
-        transposed[m][2] = words.z, transposed[m][3] = words.w;
-      });
-      add_strip(own, block, other_stage, transposed);
-    }
+    block.load_value_b(number + Block::warps);
   }
   return unsafe;
 }

@@ -108,25 +108,24 @@ SHARED = {
         None,
     ),
 }
-# Three rounds of strips, and rows of both pairs of warps.
+# Two rounds of strips, and rows of both pairs of warps.
 SHORT = {
-    "barrier of a pair": Mutation(
+    "barrier before the other warp's P is read": Mutation(
         "shared_short_strip.h", "    block.synchronize_pair();\n", "", "race", time_a=50
     ),
-    "wait for a strip": Mutation(
-        "shared_short_strip.h", "cp_async_wait<0>();", "", "copy in flight", time_a=50
+    "barrier before P is overwritten": Mutation(
+        "shared_short_strip.h", "    block.synchronize_pair();\n", "", "race", True, time_a=50
     ),
-    "the other stage": Mutation(
-        "shared_short_strip.h",
-        "stage ^ Block::warps * Block::layout().stage_bytes",
-        "stage",
-        "copy in flight",
-        time_a=50,
+    "wait for a strip": Mutation(
+        "shared_short_strip.h", "cp_async_wait<1>();", "", "copy in flight", time_a=50
+    ),
+    "wait for its values": Mutation(
+        "shared_short_strip.h", "cp_async_wait<0>();", "", "copy in flight", time_a=50
     ),
     "the other warp's P": Mutation(
         "shared_short_strip.h",
-        "block.exchanged(other_stage)",
-        "block.exchanged(stage)",
+        "block.weights_place + block.to_other_warp",
+        "block.weights_place",
         None,
         time_a=50,
     ),
@@ -134,9 +133,9 @@ SHORT = {
         "shared_short_block.h", "if (!whole_rows()) {", "if (false) {", None, time_a=50
     ),
     "hidden columns": Mutation(
-        "shared_short_block.h",
-        "block.bias_smem[strip * 16 + half * 8 + block.first_of_eight]",
-        "0.0f",
+        "shared_short_strip.h",
+        "bias[eighth] = block.column_bias(number, eighth)",
+        "bias[eighth] = 0.0f",
         None,
         time_a=50,
     ),
