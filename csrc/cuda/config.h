@@ -68,10 +68,7 @@ constexpr int gradient_columns(int columns, int element_bytes, bool extras) {
 // Shared cross-attention, S once, of up to 64 rows: each of four warps owns all of them for strips
 // of 32 columns. 64 columns of a head take all registers that two blocks leave.
 constexpr int short_rows = 64, short_warps = 4, short_strip = 32;
-
-constexpr int short_blocks_a_multiprocessor(int columns) {
-  return columns == 16 ? 3 : 2;
-}
+constexpr int short_blocks_a_multiprocessor = 2;
 
 // Where everything stands in the shared memory of such a block, in bytes.
 struct ShortSmem {

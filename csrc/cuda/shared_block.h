@@ -32,8 +32,8 @@ struct SharedBlock {
   const int lane, warp, quad, first_of_eight;
   const int row_warp, column_group;
   const int first_value;  // of this warp's part of the columns' outputs
-  const int row_group, batch_head, batch, head;
-  const int block_row, row_count, warp_row;
+  const BlockPlace place;
+  const int row_count, warp_row;
   const int tile_count, row_steps;
   const bool busy;
   const HiddenRows hidden;
@@ -66,12 +66,8 @@ struct SharedBlock {
         row_warp(warp % row_warps),
         column_group(warp / row_warps),
         first_value(warp % value_warps * warp_values),
-        row_group(blockIdx.x % problem.row_groups),
-        batch_head(blockIdx.x / problem.row_groups),
-        batch(batch_head / problem.heads),
-        head(batch_head % problem.heads),
-        block_row(row_group * problem.rows_a_group),
-        row_count(min(row_side.time - block_row, problem.rows_a_group)),
+        place(problem),
+        row_count(min(row_side.time - place.first_row, problem.rows_a_group)),
         warp_row(row_warp * row_tiles * 16),
         tile_count((column_side.time + tile - 1) / tile),
         row_steps((row_count + 15) / 16),
@@ -88,9 +84,9 @@ struct SharedBlock {
         warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
         bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
         reference_smem(bias_smem + tile_count * tile),
-        row_mask(row_side.mask, batch, block_row + row_count),
-        column_visible(column_side.mask, batch, column_side.time),
-        tile_loader(column_side.x, column_side.value, column_visible, batch, head),
+        row_mask(row_side.mask, place.batch, place.first_row + row_count),
+        column_visible(column_side.mask, place.batch, column_side.time),
+        tile_loader(column_side.x, column_side.value, column_visible, place.batch, place.head),
         score_place(kept(HeadTile{0}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2))),
         value_place(kept(HeadTile{0}.piece(lane % 16, lane / 16))) {}
 
@@ -118,24 +114,27 @@ struct SharedBlock {
         parts_smem[row_warp * 4 * layout().parts_stride + n] = 0.0f;
       }
     }
-    const bool sees_rows = mark_steps<threads>(row_bias_smem, rows, hidden.score,
-                                               [&](int row) { return row_mask(block_row + row); });
+    const bool sees_rows = mark_steps<threads>(row_bias_smem, rows, hidden.score, [&](int row) {
+      return row_mask(place.first_row + row);
+    });
     return mark_steps<threads>(bias_smem, tile_count * tile, -infinity, column_visible) & sees_rows;
   }
 
   // a, v_a (rows, columns)
   MMER_DEVICE void load_rows() const {
-    const Loader loader(row_side.x, row_side.value, row_mask, batch, head);
+    const Loader loader(row_side.x, row_side.value, row_mask, place.batch, place.head);
     loader.template load<rows, layout().value_a - layout().weights>(
-        a_smem, block_row, [&](int step) { return row_bias_smem[step - block_row] == 0.0f; });
+        a_smem, place.first_row,
+        [&](int step) { return row_bias_smem[step - place.first_row] == 0.0f; });
   }
 
   // b, v_b (tile, columns)
   MMER_DEVICE void load_tile(int number) const { load_tile(number, tile_loader); }
   // The same where it is rarely done, or where registers are scarce: nothing is kept for it.
   MMER_DEVICE void load_tile_anew(int number) const {
-    const int same_batch = kept(static_cast<uint32_t>(batch));
-    load_tile(number, Loader(column_side.x, column_side.value, column_visible, same_batch, head));
+    const int same_batch = kept(static_cast<uint32_t>(place.batch));
+    load_tile(number,
+              Loader(column_side.x, column_side.value, column_visible, same_batch, place.head));
   }
   MMER_DEVICE uint32_t tile_address(int number) const {
     return base + layout().b + number % 2 * layout().tile_bytes;

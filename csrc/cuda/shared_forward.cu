@@ -31,12 +31,11 @@ namespace mmer::cuda {
 MMER_FOR_EACH_SHAPE(MMER_KERNEL)
 #undef MMER_KERNEL
 
-#define MMER_SHORT_KERNEL(columns)                                                     \
-  extern "C" __global__ void __launch_bounds__(short_warps * 32,                       \
-                                               short_blocks_a_multiprocessor(columns)) \
-      MMER_KERNEL_NAME(shared_forward, columns,                                        \
-                       rows64)(const __grid_constant__ SharedForwardProblem problem) { \
-    shared_short_forward<MMER_ELEMENT, columns>(problem);                              \
+#define MMER_SHORT_KERNEL(columns)                                                              \
+  extern "C" __global__ void __launch_bounds__(short_warps * 32, short_blocks_a_multiprocessor) \
+      MMER_KERNEL_NAME(shared_forward, columns,                                                 \
+                       rows64)(const __grid_constant__ SharedForwardProblem problem) {          \
+    shared_short_forward<MMER_ELEMENT, columns>(problem);                                       \
   }
 MMER_FOR_EACH_SHORT_SHAPE(MMER_SHORT_KERNEL)
 #undef MMER_SHORT_KERNEL

@@ -110,12 +110,10 @@ MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float r
   if constexpr (Block::column_groups == 2) exchange_outputs(block, own);
   // Worked out anew: nothing is kept for it during the passes.
   const int lane_row = kept(static_cast<uint32_t>(block.first_of_eight));
-  const int row_groups = kept(static_cast<uint32_t>(block.problem.row_groups));
-  const int block_row = blockIdx.x % row_groups * block.problem.rows_a_group;
-  const int batch_head = blockIdx.x / row_groups;
-  float* const lse_gmem = side.lse + static_cast<int64_t>(batch_head) * side.time + block_row;
+  const BlockPlace place(block.problem);
+  float* const lse_gmem = side.lse + int64_t{place.batch_head} * side.time + place.first_row;
   const RowWriter<typename Block::Element, Block::columns, Block::columns> writer(
-      side.out, block.batch, block.head, 0);
+      side.out, place.batch, place.head, 0);
 #pragma unroll
   for (int m = 0; m < Block::last_row_tiles; ++m) {
     const int first_row = block.tile_row(m);
@@ -133,7 +131,7 @@ MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float r
     if (first_row >= block.row_count) continue;
     clear_rows(own.out_rmem[m], inverse);
     writer.store(block.a_smem.address + first_row * Block::HeadTile::row_bytes,
-                 block_row + first_row, block_row + block.row_count,
+                 place.first_row + first_row, place.first_row + block.row_count,
                  [&](int n, int e) { return own.out_rmem[m][n][e] * inverse[e / 2]; });
   }
 }

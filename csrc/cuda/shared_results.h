@@ -22,6 +22,21 @@ struct HiddenRows {
       : score(scale < 0.0f ? 1e30f : -1e30f), nothing_seen(0.5f * score * scale) {}
 };
 
+// Which head a block has, and which rows of it. Where it is worked out again, nothing is kept for
+// it in between.
+struct BlockPlace {
+  int row_group, batch_head, batch, head, first_row;
+
+  MMER_DEVICE explicit BlockPlace(const SharedForwardProblem& problem) {
+    const int number = kept(blockIdx.x);
+    row_group = number % problem.row_groups;
+    batch_head = number / problem.row_groups;
+    batch = batch_head / problem.heads;
+    head = batch_head % problem.heads;
+    first_row = row_group * problem.rows_a_group;
+  }
+};
+
 // Writes 0 for each step that is visible and `hidden` for the others; returns whether any is.
 template <int threads, class Visible>
 MMER_DEVICE bool mark_steps(float* bias_smem, int count, float hidden, const Visible& visible) {
@@ -47,7 +62,7 @@ struct ColumnResults {
       : block(block),
         lse_gmem(
             kept((has_parts() ? block.problem.part_lse : block.column_side.lse) + first_row())),
-        writer(block.column_side.out, block.batch, block.head, block.first_value) {
+        writer(block.column_side.out, block.place.batch, block.place.head, block.first_value) {
     if (!has_parts()) return;
     // In place of what is not written then: no two more registers.
     float* const part_gmem = block.problem.parts +
@@ -58,8 +73,8 @@ struct ColumnResults {
 
   MMER_DEVICE bool has_parts() const { return block.problem.parts != nullptr; }
   MMER_DEVICE int64_t first_row() const {
-    return (int64_t{block.row_group} * block.problem.batch * block.problem.heads +
-            block.batch_head) *
+    return (int64_t{block.place.row_group} * block.problem.batch * block.problem.heads +
+            block.place.batch_head) *
            block.column_side.time;
   }
 

@@ -91,16 +91,17 @@ MMER_DEVICE void find_row_maxima(const Block& block) {
 template <class Block>
 MMER_DEVICE bool add_up_short_rows(const Block& block, ShortSums<Block>& own) {
   constexpr int rows = Block::rows;
+  const int thread = kept(threadIdx.x);  // nothing is kept for it between two passes
   // A thread of eight is left with its pair of all 16 rows' sums.
   add_and_halve<16, 16>(own.row_sum);
   add_and_halve<8, 8>(own.row_sum);
   add_and_halve<4, 4>(own.row_sum);
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    block.row_parts_smem[block.warp * rows + block.lane * 2 + e] = own.row_sum[e];
+    block.row_parts_smem[thread / 32 * rows + thread % 32 * 2 + e] = own.row_sum[e];
   }
   __syncthreads();
-  const int row = threadIdx.x;
+  const int row = thread;
   if (row >= rows) return false;
   float sum = 0.0f;
 #pragma unroll
@@ -116,12 +117,12 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
   using Half = typename ShortSums<Block>::Half;
   Half &upper = own.out_rmem[0], &lower = own.out_rmem[1];
   // (2, pairs, 2, half of the columns / 8, lanes, 4): what each warp has of the other pair's rows.
-  const auto place = [&](int pair) {
+  const auto exchanged = [&](int pair) {
     return kept(block.base + Block::layout().strips +
                 ((block.half * 2 + pair) * 2 * count * 32 + block.lane) * 16);
   };
   const auto give = [&](const Half& part) {
-    const uint32_t first = place(1 - block.pair);
+    const uint32_t first = exchanged(1 - block.pair);
     unrolled<2 * count>(
         [&](auto n) { store_shared<n * 512>(first, words_of(part[n / count][n % count])); });
   };
@@ -135,10 +136,12 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
     }
   }
   __syncthreads();
-  const uint32_t first = place(block.pair);
+  const uint32_t first = exchanged(block.pair);
   unrolled<2 * count>(
       [&](auto n) { add_words(upper[n / count][n % count], load_shared<n * 512>(first)); });
   const SharedSide& side = block.row_side;
+  const BlockPlace place(block.problem);
+  float* const lse_gmem = side.lse + int64_t{place.batch_head} * side.time + place.first_row;
   float inverse[2][2];
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
@@ -149,8 +152,7 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
       inverse[m][half] = total > 0.0f ? 1.0f / total : 0.0f;
       if (block.quad == 0 && block.half == 0 && row < block.row_count) {
         const float point = reference == no_reference ? block.row_reference_smem[row] : reference;
-        side.lse[static_cast<int64_t>(block.batch_head) * side.time + block.block_row + row] =
-            total > 0.0f ? (log2_fast(total) + point) * ln_2 : -infinity;
+        lse_gmem[row] = total > 0.0f ? (log2_fast(total) + point) * ln_2 : -infinity;
       }
     }
     clear_rows(upper[m], inverse[m]);
@@ -158,10 +160,10 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
   const int first_row = block.pair * 32;
   if (first_row >= block.row_count) return;
   const RowWriter<typename Block::Element, Block::columns, Block::half_columns> writer(
-      side.out, block.batch, block.head, block.half * Block::half_columns);
+      side.out, place.batch, place.head, block.half * Block::half_columns);
   writer.template store<2>(
-      block.base + first_row * Block::HeadTile::row_bytes, block.block_row + first_row,
-      block.block_row + block.row_count,
+      block.base + first_row * Block::HeadTile::row_bytes, place.first_row + first_row,
+      place.first_row + block.row_count,
       [&](int n, int e) { return upper[n / count][n % count][e] * inverse[n / count][e / 2]; });
 }
 
@@ -170,11 +172,11 @@ MMER_DEVICE void shared_short_forward(const SharedForwardProblem& problem) {
   const ShortBlock<Element, columns> block(problem);
   using Block = ShortBlock<Element, columns>;
   const ColumnResults results(block);
-  const bool sees_rows =
-      mark_steps<Block::threads>(block.row_bias_smem, Block::rows, block.hidden.score,
-                                 [&](int row) { return block.row_mask(block.block_row + row); });
-  const bool sees_columns = mark_steps<Block::threads>(block.bias_smem, block.strip_count * Block::strip,
-                                                       -infinity, block.column_visible);
+  const bool sees_rows = mark_steps<Block::threads>(
+      block.row_bias_smem, Block::rows, block.hidden.score,
+      [&](int row) { return block.row_mask(block.place.first_row + row); });
+  const bool sees_columns = mark_steps<Block::threads>(
+      block.bias_smem, block.strip_count * Block::strip, -infinity, block.column_visible);
   block.load_rows();
   block.load_b(block.first_strip);
   block.load_value_b(block.first_strip);

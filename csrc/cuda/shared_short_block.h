@@ -27,8 +27,8 @@ struct ShortBlock {
   const float scale;
   const int lane, warp, quad, first_of_eight;
   const int pair, half;  // the two warps of a pair have a half of the values each
-  const int row_group, batch_head, batch, head;
-  const int block_row, row_count;
+  const BlockPlace place;
+  const int row_count;
   // The strips are dealt out to the pairs in turn: the other one of a pair has the one two further.
   const int first_strip, strip_count;
   const HiddenRows hidden;
@@ -46,7 +46,6 @@ struct ShortBlock {
   const uint32_t a_place, value_a_place, b_place, value_b_place, weights_place;
   const uint32_t to_other_warp;   // from a place of this warp to the other one's of the pair
   const uint32_t row_bias_place;  // of this thread's rows
-  const int lane_column;          // of a strip's columns, the one that this lane finishes
 
   MMER_DEVICE explicit ShortBlock(const SharedForwardProblem& problem)
       : problem(problem),
@@ -59,12 +58,8 @@ struct ShortBlock {
         first_of_eight(lane / 4),
         pair(warp / 2),
         half(warp % 2),
-        row_group(blockIdx.x % problem.row_groups),
-        batch_head(blockIdx.x / problem.row_groups),
-        batch(batch_head / problem.heads),
-        head(batch_head % problem.heads),
-        block_row(row_group * problem.rows_a_group),
-        row_count(min(row_side.time - block_row, problem.rows_a_group)),
+        place(problem),
+        row_count(min(row_side.time - place.first_row, problem.rows_a_group)),
         first_strip(half * 2 + pair),
         strip_count((column_side.time + strip - 1) / strip),
         hidden(problem.scale),
@@ -76,9 +71,9 @@ struct ShortBlock {
         row_parts_smem(reinterpret_cast<float*>(smem + layout().row_parts)),
         warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
         bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
-        row_mask(row_side.mask, batch, block_row + row_count),
-        column_visible(column_side.mask, batch, column_side.time),
-        strip_loader(column_side.x, column_side.value, column_visible, batch, head),
+        row_mask(row_side.mask, place.batch, place.first_row + row_count),
+        column_visible(column_side.mask, place.batch, column_side.time),
+        strip_loader(column_side.x, column_side.value, column_visible, place.batch, place.head),
         a_place(kept(HeadTile{base}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2))),
         value_a_place(kept(HeadTile{base + layout().value_a}.piece(lane % 16, lane / 16))),
         b_place(kept(HeadTile{strip_smem}.piece(lane % 16, lane / 16))),
@@ -86,8 +81,7 @@ struct ShortBlock {
                                              half_columns < 16 ? 0 : half * (half_columns / 8)))),
         weights_place(kept(strip_smem + layout().weights + lane * 16)),
         to_other_warp(half == 0 ? layout().strip_bytes : -layout().strip_bytes),
-        row_bias_place(kept(base + layout().row_bias + quad * 8)),
-        lane_column(kept(static_cast<uint32_t>(quad * 8 + first_of_eight))) {}
+        row_bias_place(base + layout().row_bias + quad * 8) {}
 
   MMER_DEVICE bool whole_rows() const { return rows <= row_count && !row_side.mask.data; }
   // Of the row block of a thread's n-th accumulator, the first of its two.
@@ -107,10 +101,10 @@ struct ShortBlock {
 
   // a, v_a (rows, columns)
   MMER_DEVICE void load_rows() const {
-    const PairLoader<Element, columns, threads> loader(row_side.x, row_side.value, row_mask, batch,
-                                                       head);
-    loader.template load<rows, layout().value_a>(HeadTile{base}, block_row, [&](int step) {
-      return row_bias_smem[step - block_row] == 0.0f;
+    const PairLoader<Element, columns, threads> loader(row_side.x, row_side.value, row_mask,
+                                                       place.batch, place.head);
+    loader.template load<rows, layout().value_a>(HeadTile{base}, place.first_row, [&](int step) {
+      return row_bias_smem[step - place.first_row] == 0.0f;
     });
   }
   // b, v_b (strip, columns), a group of copies each.

@@ -56,25 +56,27 @@ struct ShortSums {
   }
 };
 
-// P^T (strip, rows) as left factor of out_b, and what belongs to each column: 8 `eighth` + lane
-// / 4.
+// P^T (strip, rows) as left factor of out_b, and the sum and the reference of the column that this
+// lane finishes. Of eight columns, the `eighth`, the lanes of a quad have the same.
 template <class Block>
 struct ShortWeights {
   static constexpr int tiles = Block::strip_tiles, row_tiles = Block::row_tiles;
   uint32_t of_columns[tiles][row_tiles][4];
-  float column_sum[2 * tiles], point[2 * tiles];
+  float sum, point;
 
   // Adds to the rows' sums, and puts P, as left factor of out_a, where the other warp finds it.
   // `exact`: each direction has an exponential of its own, from the maxima of its rows or columns.
   template <bool exact>
   MMER_DEVICE void weigh(const Block& block, ShortSums<Block>& own, int number, float reference) {
     using Element = typename Block::Element;
-    float scores_rmem[tiles][2 * row_tiles][4], bias[2 * tiles];
+    float scores_rmem[tiles][2 * row_tiles][4];
+    float bias[2 * tiles], summand[2 * tiles], column_sum[2 * tiles];
+    point = reference;
     block.template multiply_strip<tiles, Block::rows>(scores_rmem, block.b_place, 0);
 #pragma unroll
     for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
       bias[eighth] = block.column_bias(number, eighth);
-      point[eighth] = reference;
+      float of_column = reference;
       if constexpr (exact) {
         float largest = -infinity;
 #pragma unroll
@@ -83,8 +85,10 @@ struct ShortWeights {
           largest = fmaxf(largest, fmaf(score, block.scale, bias[eighth]));
         }
         largest = row_maximum(largest);
-        point[eighth] = largest > block.hidden.nothing_seen ? largest : 0.0f;
+        of_column = largest > block.hidden.nothing_seen ? largest : 0.0f;
+        if (block.quad == eighth) point = of_column;
       }
+      summand[eighth] = bias[eighth] - of_column;
     }
     unrolled<tiles>([&](auto t) {
       unrolled<row_tiles>([&](auto m) {
@@ -97,14 +101,14 @@ struct ShortWeights {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const float score = scores_rmem[t][accumulator][n % 2 * 2 + e];
-            of_column[e] = exp2_fast(fmaf(score, block.scale, bias[eighth] - point[eighth]));
+            of_column[e] = exp2_fast(fmaf(score, block.scale, summand[eighth]));
             of_row[e] = of_column[e];
             if constexpr (exact) {
               const float row_point = block.row_reference_smem[block.row_pair(accumulator) + e];
               of_row[e] = exp2_fast(fmaf(score, block.scale, bias[eighth]) - row_point);
             }
-            float& sum = column_sum[eighth];
-            sum = accumulator + e == 0 ? of_column[e] : sum + of_column[e];
+            float& total = column_sum[eighth];
+            total = accumulator + e == 0 ? of_column[e] : total + of_column[e];
             own.row_sum[2 * accumulator + e] += of_row[e];
           }
           left[n] = Element::pack(of_column[0], of_column[1]);
@@ -116,6 +120,12 @@ struct ShortWeights {
                        movmatrix_transposed(of_rows[1]), movmatrix_transposed(of_rows[3])));
       });
     });
+    sum = 0.0f;
+#pragma unroll
+    for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
+      const float total = row_total(column_sum[eighth]);
+      sum = block.quad == eighth ? total : sum;
+    }
   }
 };
 
@@ -142,21 +152,15 @@ MMER_DEVICE int finish_strip(const Block& block, const ColumnResults<Block>& res
       }
     });
   });
-  // Each of a quad's lanes looks after a column.
-  float sum = 0.0f, point = 0.0f;
-#pragma unroll
-  for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
-    const float total = row_total(weights.column_sum[eighth]);
-    if (block.quad == eighth) sum = total, point = weights.point[eighth];
-  }
-  const int column = number * Block::strip + block.lane_column;
-  const int unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
-  if (column < block.column_side.time) results.store_lse(column, sum, point);
-  const float column_inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+  const int lane = kept(threadIdx.x % 32);  // worked out anew: a register less throughout
+  const int column = number * Block::strip + lane % 4 * 8 + lane / 4;
+  const int unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(weights.sum);
+  if (column < block.column_side.time) results.store_lse(column, weights.sum, weights.point);
+  const float column_inverse = weights.sum > 0.0f ? 1.0f / weights.sum : 0.0f;
   float inverse[tiles][2];
 #pragma unroll
   for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
-    inverse[eighth / 2][eighth % 2] = shuffle(column_inverse, (block.lane & 28) + eighth);
+    inverse[eighth / 2][eighth % 2] = shuffle(column_inverse, (lane & 28) + eighth);
   }
 #pragma unroll
   for (int t = 0; t < tiles; ++t) clear_rows(out_rmem[t], inverse[t]);
