@@ -196,8 +196,12 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       float factor = problem.scale;
       if (always_hides || !of_tokens || !token_reader.whole(first_key + keys) ||
           !seen.whole(first_key, first_key + keys)) {
-        hide<keys>(scores_rmem, factor, bias_smem + stage * keys, seen, first_key,
-                   hides_by_position(segment.window, direction.time));
+        add_bias<keys>(scores_rmem, factor, bias_smem + stage * keys);
+        if (hides_by_position(segment.window, direction.time) &&
+            !seen.whole(first_key, first_key + keys)) {
+          hide<keys>(scores_rmem, segment.window, first_row, direction.time, segment.time,
+                     first_key);
+        }
         if (timed) {
           subtract_gaps<keys>(scores_rmem, row_times, times_smem + stage * keys, decay,
                               problem.extras.max_gap);

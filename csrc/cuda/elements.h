@@ -25,6 +25,8 @@ struct HalfElement {
     store_shared<offset>(address, Half::pack(low, high));
   }
   static MMER_DEVICE Bits load(uint32_t address) { return load_shared_half(address); }
+  // What several products with the same left factor share.
+  static MMER_DEVICE const uint32_t (&shared_left(const uint32_t (&a)[4]))[4] { return a; }
   // a (16, depth) from the columns [step * depth, (step + 1) * depth) of an accumulator.
   template <int count>
   static MMER_DEVICE void left_operand(uint32_t (&a)[4], const float (&accumulator)[count][4],
@@ -114,16 +116,23 @@ struct float32 {
     a[2] = __float_as_uint(accumulator[step][1]);
     a[3] = __float_as_uint(accumulator[step][3]);
   }
-  static MMER_DEVICE void mma(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b_low,
-                              uint32_t b_high) {
-    uint32_t a_large[4], a_small[4], b_large[2], b_small[2];
+  struct Left {
+    uint32_t large[4], small[4];
+  };
+  static MMER_DEVICE Left shared_left(const uint32_t (&a)[4]) {
+    Left left;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) split(a[n], a_large[n], a_small[n]);
+    for (int n = 0; n < 4; ++n) split(a[n], left.large[n], left.small[n]);
+    return left;
+  }
+  static MMER_DEVICE void mma(float (&accumulator)[4], const Left& a, uint32_t b_low,
+                              uint32_t b_high) {
+    uint32_t b_large[2], b_small[2];
     split(b_low, b_large[0], b_small[0]);
     split(b_high, b_large[1], b_small[1]);
-    multiply(accumulator, a_small, b_large);
-    multiply(accumulator, a_large, b_small);
-    multiply(accumulator, a_large, b_large);
+    multiply(accumulator, a.small, b_large);
+    multiply(accumulator, a.large, b_small);
+    multiply(accumulator, a.large, b_large);
   }
 
  private:
