@@ -32,7 +32,7 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
   constexpr OnceConfig config = once_config(row_class);
   constexpr int rows = config.rows(), tile = config.tile, strip = 32;
   constexpr int steps = steps_of<Element, columns>;
-  using Loader = SideLoader<Element, columns, config.threads(), false, true, true>;
+  using Loader = SideLoader<Side, Element, columns, config.threads(), false, true, true>;
   constexpr OnceSmem Smem(row_class, columns);
   extern __shared__ __align__(128) unsigned char smem[];
   const uint32_t base = shared_address(smem);

@@ -30,7 +30,7 @@ struct BackwardSmem {
   static constexpr int other_value = other_x + 2 * tile_bytes;
   static constexpr int other_grad_out = other_value + as_query * 2 * tile_bytes;
   static constexpr int sources = other_grad_out + as_key * 2 * tile_bytes;  // of both other sides
-  static constexpr int bias = sources + 6 * sizeof(HeadSource);
+  static constexpr int bias = sources + head_sources_bytes;
   static constexpr int times = bias + 8 * config.tile;
   static constexpr int lse = times + 8 * config.tile;
   static constexpr int correction = lse + 8 * config.tile;
@@ -99,15 +99,9 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
                : summaries.first + (tile - tokens.count) * tile_steps;
   };
 
-  // What a thread would have to keep of the other sides takes too many registers.
-  using OtherLoader = SideLoader<Element, columns, threads, extras, as_query, as_key>;
+  using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
   HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
-  if (threadIdx.x < (extras ? 6 : 3)) {
-    const Side& other = owner.others[threadIdx.x / 3];
-    const int number = threadIdx.x % 3;
-    const Rows& rows = number == 0 ? other.x : number == 1 ? other.value : other.grad_out;
-    sources_smem[threadIdx.x] = HeadSource::of<typename Element::Bits>(rows, batch, head);
-  }
+  OtherLoader::template find_sources<extras ? 2 : 1>(sources_smem, owner.others, batch, head);
   __syncthreads();
   const bool plain = OtherLoader::is_plain(owner.others[0], batch, all_see);
   const uint32_t thread_place = kept(OtherLoader::Loader::first_place(HeadTile{0}));
@@ -137,7 +131,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   // A softmax over one step is constant. To find that from differences would leave their rounding.
   const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting<extras> own_weighting(own, batch);
-  SideLoader<Element, columns, threads, extras, as_key, as_query>(own, batch, head, problem.heads,
+  SideLoader<Side, Element, columns, threads, extras, as_key, as_query>(own, batch, head, problem.heads,
                                                                   all_see)
       .template load_by_row<rows, Smem::own_bytes>(own_x_smem, row);
   cp_async_commit();

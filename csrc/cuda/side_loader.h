@@ -8,6 +8,16 @@
 
 namespace mmer::cuda {
 
+MMER_DEVICE const Rows& compared(const Side& side) {
+  return side.x;
+}
+MMER_DEVICE const Rows& compared(const Segment& segment) {
+  return segment.key;
+}
+MMER_DEVICE const Rows& compared(const Direction& direction) {
+  return direction.query;
+}
+
 // The state of a query, (log-sum-exp, correction); infinite and 0 beyond the end.
 MMER_DEVICE float2 state_of(const Side& side, int batch_head, int step) {
   if (step >= side.time) return make_float2(infinity, 0.0f);
@@ -15,8 +25,8 @@ MMER_DEVICE float2 state_of(const Side& side, int batch_head, int step) {
   return state_gmem[static_cast<int64_t>(batch_head) * side.time + step];
 }
 
-// Which steps are real, and log2 of what they stand for; `counted`: a step may be a summary.
-template <bool counted>
+// Which steps are real, and log2 of what they stand for; `extras`: a step may be a summary.
+template <bool extras>
 struct Weighting {
   Visibility visible;
   const float* log_counts_gmem;
@@ -24,63 +34,75 @@ struct Weighting {
   template <class Source>
   MMER_DEVICE Weighting(const Source& source, int batch)
       : visible(source.mask, batch, source.time),
-        log_counts_gmem(counted && source.log_counts
-                            ? source.log_counts + int64_t{batch} * source.time
-                            : nullptr) {}
-  MMER_DEVICE bool all_real() const { return !visible.mask_gmem && !(counted && log_counts_gmem); }
+        log_counts_gmem(nullptr) {
+    if constexpr (extras) {
+      if (source.log_counts) log_counts_gmem = source.log_counts + int64_t{batch} * source.time;
+    }
+  }
+  MMER_DEVICE bool all_real() const { return !visible.mask_gmem && !(extras && log_counts_gmem); }
   MMER_DEVICE bool whole(int end) const { return end <= visible.time && all_real(); }
   // 0 for a token, -inf if it is padded.
   MMER_DEVICE float operator()(int step) const {
     if (!visible(step)) return -infinity;
-    return counted && log_counts_gmem ? log_counts_gmem[step] : 0.0f;
+    return extras && log_counts_gmem ? log_counts_gmem[step] : 0.0f;
   }
   MMER_DEVICE bool is_real(int step) const {
-    return visible(step) && !(counted && log_counts_gmem && log_counts_gmem[step] == -infinity);
+    return visible(step) && !(extras && log_counts_gmem && log_counts_gmem[step] == -infinity);
   }
 };
 
 // Tiles of x, then of the values and of the gradients of the output where they are wanted, each
 // `distance` bytes behind the one before. Rows that are not seen become zero, so that nothing that
 // stands in padding, NaN included, takes part in a product.
-template <class Element, int columns, int threads, bool counted, bool values, bool grad_outs>
+template <class Source, class Element, int columns, int threads, bool extras, bool values,
+          bool grad_outs>
 struct SideLoader {
   using Loader = RowLoader<Element, columns, threads>;
   using HeadTile = Tile<Element, columns>;
   using Bits = typename Element::Bits;
-  const Side& side;
+  const Source& side;
   int batch_head;
-  Weighting<counted> weighting;
+  Weighting<extras> weighting;
   Loader x, value, grad_out;
   uint32_t thread_place;
   bool plain;
 
   // `all_see`: neither sequence's mask hides a step from the other.
-  MMER_DEVICE SideLoader(const Side& side, int batch, int head, int heads, bool all_see)
+  MMER_DEVICE SideLoader(const Source& side, int batch, int head, int heads, bool all_see)
       : side(side),
         batch_head(batch * heads + head),
         weighting(side, batch),
-        x(side.x, batch, head),
-        value(side.value, batch, head),
-        grad_out(side.grad_out, batch, head),
+        x(compared(side), batch, head),
+        value(rows_of(side, 1), batch, head),
+        grad_out(rows_of(side, 2), batch, head),
         thread_place(kept(Loader::first_place(HeadTile{0}))),
         plain(is_plain(side, batch, all_see)) {}
-  // The same of little that is kept in registers from tile to tile.
-  MMER_DEVICE SideLoader(const Side& side, int batch, int batch_head, const HeadSource* sources_smem,
-                         uint32_t thread_place, bool plain)
+
+  // What a thread keeps of a side takes too many registers for some kernels: what is the same for
+  // all of a block waits in shared memory.
+  template <int sides>
+  static MMER_DEVICE void find_sources(HeadSource* sources_smem, const Source* side, int batch,
+                                       int head) {
+    if (threadIdx.x >= 3 * sides) return;
+    sources_smem[threadIdx.x] =
+        HeadSource::of<Bits>(rows_of(side[threadIdx.x / 3], threadIdx.x % 3), batch, head);
+  }
+  MMER_DEVICE SideLoader(const Source& side, int batch, int batch_head,
+                         const HeadSource* sources_smem, uint32_t thread_place, bool plain)
       : side(side),
         batch_head(batch_head),
         weighting(side, batch),
-        x(side.x, sources_smem[0]),
-        value(side.value, sources_smem[1]),
-        grad_out(side.grad_out, sources_smem[2]),
+        x(compared(side), sources_smem[0]),
+        value(rows_of(side, 1), sources_smem[1]),
+        grad_out(rows_of(side, 2), sources_smem[2]),
         thread_place(thread_place),
         plain(plain) {}
 
   // Whether every row is aligned and nothing hides one but the end of a sequence.
-  static MMER_DEVICE bool is_plain(const Side& side, int batch, bool all_see) {
-    return side.x.aligned && (!values || side.value.aligned) &&
-           (!grad_outs || (side.grad_out.aligned && all_see)) &&
-           Weighting<counted>(side, batch).all_real();
+  static MMER_DEVICE bool is_plain(const Source& side, int batch, bool all_see) {
+    return compared(side).aligned && (!values || rows_of(side, 1).aligned) &&
+           (!grad_outs || (rows_of(side, 2).aligned && all_see)) &&
+           Weighting<extras>(side, batch).all_real();
   }
 
   // Starts to load the tiles of the steps from `first` on.
@@ -96,9 +118,71 @@ struct SideLoader {
     }
   }
 
-  // The same of any rows, in a loop: what is asked of each takes most of the time.
+  // The same of any rows.
   template <int rows, int distance>
   MMER_DEVICE void load_by_row(HeadTile x_smem, int first) const {
+    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
+    if (x.aligned && (!values || value.aligned) && (!grad_outs || grad_out.aligned)) {
+      copy_seen<rows, distance>(x_smem, first);
+    } else {
+      gather_seen<rows, distance>(x_smem, first);
+    }
+  }
+
+ private:
+  static MMER_DEVICE const Rows& rows_of(const Source& side, int number) {
+    if constexpr (values) {
+      if (number == 1) return side.value;
+    }
+    if constexpr (grad_outs) {
+      if (number == 2) return side.grad_out;
+    }
+    return compared(side);
+  }
+  MMER_DEVICE bool sees_a_key(int step) const {
+    if constexpr (grad_outs) return state_of(side, batch_head, step).x < infinity;
+    return false;
+  }
+
+  // A few rows at a time, so that what is asked of each is on its way together.
+  template <int rows, int distance>
+  MMER_DEVICE void copy_seen(HeadTile x_smem, int first) const {
+    constexpr int row_step = Loader::row_step, turns = Loader::template row_turns<rows>;
+    constexpr int together = turns < 4 ? turns : 4;
+    const Bits *x_row = x.source(first), *value_row = value.source(first),
+               *grad_out_row = grad_out.source(first);
+#pragma unroll 1
+    for (int begin = 0; begin < rows; begin += together * row_step) {
+      const uint32_t place = HeadTile::below(x_smem.address + thread_place, begin);
+      const int step = first + begin + Loader::first_row();
+      bool real[together], sees_key[together];
+#pragma unroll
+      for (int n = 0; n < together; ++n) {
+        real[n] = weighting.is_real(step + n * row_step);
+        sees_key[n] = sees_a_key(step + n * row_step);
+      }
+      unrolled<together>([&](auto n) {
+        constexpr int below = decltype(n)::value * row_step;
+        constexpr int offset = below * HeadTile::row_bytes;
+        const uint32_t turned = HeadTile::turned(place, below);
+        x.template load_row<offset>(turned, x_row, real[n]);
+        x_row += row_step * x.time_stride;
+        if constexpr (values) {
+          value.template load_row<distance + offset>(turned, value_row, real[n]);
+          value_row += row_step * value.time_stride;
+        }
+        if constexpr (grad_outs) {
+          grad_out.template load_row<(1 + values) * distance + offset>(turned, grad_out_row,
+                                                                       sees_key[n]);
+          grad_out_row += row_step * grad_out.time_stride;
+        }
+      });
+    }
+  }
+
+  // Of rows of which some do not start on 16 bytes.
+  template <int rows, int distance>
+  MMER_DEVICE void gather_seen(HeadTile x_smem, int first) const {
     const Bits *x_row = x.source(first), *value_row = value.source(first),
                *grad_out_row = grad_out.source(first);
 #pragma unroll 1
@@ -113,8 +197,7 @@ struct SideLoader {
         value_row += Loader::row_step * value.time_stride;
       }
       if constexpr (grad_outs) {
-        const bool counts = state_of(side, batch_head, step).x < infinity;
-        grad_out.template gather_row<(1 + values) * distance>(place, grad_out_row, counts);
+        grad_out.template gather_row<(1 + values) * distance>(place, grad_out_row, sees_a_key(step));
         grad_out_row += Loader::row_step * grad_out.time_stride;
       }
     }

@@ -248,13 +248,6 @@ struct RowLoader {
   }
 };
 
-template <int rows, int threads, class Element, int columns, class Visible>
-MMER_DEVICE void load_rows(Tile<Element, columns> tile_smem, const Rows& source, int batch,
-                           int head, int first, bool whole, const Visible& visible) {
-  const RowLoader<Element, columns, threads> loader(source, batch, head);
-  loader.template load<rows>(tile_smem, first, whole, visible);
-}
-
 // Which of a sequence's steps are real.
 struct Visibility {
   const uint8_t* mask_gmem;  // nullptr: all
