@@ -142,9 +142,10 @@ MMER_DEVICE void mark_near_tiles(uint8_t* flags_smem, Tiles tiles, const TimedSt
 #pragma unroll 1
   for (int number = threadIdx.x / 32; number < tiles.count; number += warps) {
     bool near = false;
-    const int first_step = tiles.first + number * tile;
-    for (int step = first_step + lane; step < first_step + tile; step += 32) {
-      if (!other_visible(step)) continue;
+#pragma unroll
+    for (int first = 0; first < tile; first += 32) {
+      const int step = tiles.first + number * tile + first + lane;
+      if ((tile % 32 != 0 && first + lane >= tile) || !other_visible(step)) continue;
       const float time = time_of(other.times, batch, step, true);
       // Written as the pairs are judged, so that rounding cannot leave out one that is seen.
       if (!(earliest - time > max_gap || time - latest > max_gap)) near = true;
