@@ -24,11 +24,11 @@ struct ForwardSmem {
   static constexpr Config config = forward_config(columns, Element::bytes);
   static constexpr int q_bytes = config.rows() * columns * Element::bytes;
   static constexpr int tile_bytes = config.tile * columns * Element::bytes;
-  static constexpr int k = q_bytes;                     // two stages
-  static constexpr int v = k + 2 * tile_bytes;          // two stages
-  static constexpr int sources = v + 2 * tile_bytes;    // of both segments
+  static constexpr int k = q_bytes;                          // two stages
+  static constexpr int v = k + 2 * tile_bytes;               // two stages
+  static constexpr int sources = v + 2 * tile_bytes;         // of both segments
   static constexpr int bias = sources + head_sources_bytes;  // two stages of floats
-  static constexpr int times = bias + 8 * config.tile;  // two stages of floats, with extras
+  static constexpr int times = bias + 8 * config.tile;       // two stages of floats, with extras
   static constexpr int flags = times + 8 * config.tile;
 };
 

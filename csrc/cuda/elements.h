@@ -138,8 +138,9 @@ struct float32 {
  private:
   static constexpr uint32_t tf32_bits = 0xFFFFE000u;
 
-  // The large part is rounded to nearest, as cvt.rna does but for what NaN it makes of NaN; the small
-  // one is cut off, where tensor cores do not look: two integer instructions where cvt.rna takes six.
+  // The large part is rounded to nearest by two integer instructions, where cvt.rna takes three:
+  // what NaN becomes does not matter, as the small part is NaN too. That one is cut off where
+  // tensor cores do not look: the assembler leaves the instruction out.
   static MMER_DEVICE void split(uint32_t bits, uint32_t& large, uint32_t& small) {
     large = (bits + 0x1000) & tf32_bits;
     small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(large)) & tf32_bits;

@@ -96,10 +96,7 @@ MMER_DEVICE void store_shared(uint32_t address, uint4 words) {
 template <int offset = 0>
 MMER_DEVICE uint32_t load_shared_word(uint32_t address) {
   uint32_t word;
-  asm volatile("ld.shared.b32 %0, [%1+%2];"
-               : "=r"(word)
-               : "r"(address), "n"(offset)
-               : "memory");
+  asm volatile("ld.shared.b32 %0, [%1+%2];" : "=r"(word) : "r"(address), "n"(offset) : "memory");
   return word;
 }
 

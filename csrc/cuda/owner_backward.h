@@ -26,7 +26,8 @@ struct BackwardSmem {
   static constexpr int own_x = 0;
   static constexpr int own_value = own_x + own_bytes;
   static constexpr int own_grad_out = own_value + as_key * own_bytes;
-  static constexpr int other_x = own_grad_out + as_query * own_bytes;  // two stages, as what follows
+  // Two stages, as of all that follow.
+  static constexpr int other_x = own_grad_out + as_query * own_bytes;
   static constexpr int other_value = other_x + 2 * tile_bytes;
   static constexpr int other_grad_out = other_value + as_query * 2 * tile_bytes;
   static constexpr int sources = other_grad_out + as_key * 2 * tile_bytes;  // of both other sides
@@ -94,9 +95,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   };
 
   const auto first_step = [&](int tile) {
-    return !extras || tile < tokens.count
-               ? tokens.first + tile * tile_steps
-               : summaries.first + (tile - tokens.count) * tile_steps;
+    return !extras || tile < tokens.count ? tokens.first + tile * tile_steps
+                                          : summaries.first + (tile - tokens.count) * tile_steps;
   };
 
   using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
@@ -131,8 +131,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   // A softmax over one step is constant. To find that from differences would leave their rounding.
   const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting<extras> own_weighting(own, batch);
-  SideLoader<Side, Element, columns, threads, extras, as_key, as_query>(own, batch, head, problem.heads,
-                                                                  all_see)
+  SideLoader<Side, Element, columns, threads, extras, as_key, as_query>(own, batch, head,
+                                                                        problem.heads, all_see)
       .template load_by_row<rows, Smem::own_bytes>(own_x_smem, row);
   cp_async_commit();
 
@@ -318,11 +318,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     }
   }
   if (first_row >= own.time) return;
-  // One loop: the compiler takes its time for each of these.
+  // A loop: each of these is much for the compiler.
   float scale = problem.grad_scale;
 #pragma unroll 1
-  for (int n = 0; n <= as_key; ++n) {
-    const Rows& target = n == 0 ? owner.grad_x : owner.grad_value;
+  for (int number = 0; number <= as_key; ++number) {
+    const Rows& target = number == 0 ? owner.grad_x : owner.grad_value;
     store_warp_rows<gradients>(own_x_smem, warp_row, target, batch, head, first_row, own.time,
                                first_column, [&](int n, int e) {
                                  return own_bias[e / 2] > -infinity ? grad_x_rmem[n][e] * scale
@@ -330,9 +330,9 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
                                });
     if constexpr (as_key) {
 #pragma unroll
-      for (int m = 0; m < gradients / 8; ++m) {
+      for (int n = 0; n < gradients / 8; ++n) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) grad_x_rmem[m][e] = grad_value_rmem[m][e];
+        for (int e = 0; e < 4; ++e) grad_x_rmem[n][e] = grad_value_rmem[n][e];
       }
     }
     scale = 1.0f;

@@ -145,8 +145,8 @@ MMER_DEVICE void accumulate_step(float (&sums)[columns / 8][4], const uint32_t (
   });
 }
 
-// Of the right factor (keys, columns) in float32, in the order of Element::left_operand: a word of an
-// even and of an odd row.
+// Of the right factor (keys, columns) in float32, in the order of Element::left_operand: a word of
+// an even and of an odd row.
 template <class Element, int columns>
 struct WordPlaces {
   using Places = LanePlaces<Element, columns>;

@@ -33,8 +33,7 @@ struct Weighting {
 
   template <class Source>
   MMER_DEVICE Weighting(const Source& source, int batch)
-      : visible(source.mask, batch, source.time),
-        log_counts_gmem(nullptr) {
+      : visible(source.mask, batch, source.time), log_counts_gmem(nullptr) {
     if constexpr (extras) {
       if (source.log_counts) log_counts_gmem = source.log_counts + int64_t{batch} * source.time;
     }
@@ -197,7 +196,8 @@ struct SideLoader {
         value_row += Loader::row_step * value.time_stride;
       }
       if constexpr (grad_outs) {
-        grad_out.template gather_row<(1 + values) * distance>(place, grad_out_row, sees_a_key(step));
+        grad_out.template gather_row<(1 + values) * distance>(place, grad_out_row,
+                                                              sees_a_key(step));
         grad_out_row += Loader::row_step * grad_out.time_stride;
       }
     }

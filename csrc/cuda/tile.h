@@ -134,9 +134,7 @@ struct RowLoader {
   static constexpr int row_turns = rows > row_step ? rows / row_step : 1;
 
   // The thread's first piece of the rows from `first` on.
-  MMER_DEVICE const Bits* source(int first) const {
-    return first_gmem + first * time_stride;
-  }
+  MMER_DEVICE const Bits* source(int first) const { return first_gmem + first * time_stride; }
 
   // Starts to load rows that are all visible, and aligned, to `offset` bytes behind first_place.
   template <int rows, int offset>
