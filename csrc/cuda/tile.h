@@ -67,6 +67,18 @@ struct alignas(16) HeadSource {
 // Up to 16 bytes of a row that does not start on 16 bytes.
 template <class Bits>
 MMER_DEVICE uint4 gather(const Bits* source, int count) {
+  constexpr int size = sizeof(Bits);
+  uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int n = 0; n < 16 / size; ++n) {
+    if (n < count) words[n * size / 4] |= static_cast<uint32_t>(source[n]) << (n * size % 4 * 8);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The same without branches, which the compiler has far less to do with. It takes a register more.
+template <class Bits>
+MMER_DEVICE uint4 gather_words(const Bits* source, int count) {
   constexpr int of_word = 4 / sizeof(Bits);
   return make_uint4(load_global_word<0>(source, count), load_global_word<of_word>(source, count),
                     load_global_word<2 * of_word>(source, count),
@@ -166,7 +178,7 @@ struct RowLoader {
     for (int turn = 0; turn < pieces; turn += threads) {
       const int count = count_of(dim, first_piece() + turn);
       store_shared(place + offset + turn * 16,
-                   gather(source_gmem + turn * piece_elements, wanted ? count : 0));
+                   gather_words(source_gmem + turn * piece_elements, wanted ? count : 0));
     }
   }
 
