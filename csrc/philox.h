@@ -33,15 +33,33 @@ MMER_HOST_DEVICE static inline PhiloxKey philox_key(int64_t seed) {
   return {{static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32)}};
 }
 
+struct PhiloxProduct {
+  uint32_t low, high;
+};
+
+MMER_HOST_DEVICE static inline PhiloxProduct philox_product(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  // Both halves as they come: the compiler would shift and convert.
+  PhiloxProduct product;
+  asm("{.reg .b64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide;}"
+      : "=r"(product.low), "=r"(product.high)
+      : "r"(a), "r"(b));
+  return product;
+#else
+  const uint64_t wide = uint64_t{a} * b;
+  return {static_cast<uint32_t>(wide), static_cast<uint32_t>(wide >> 32)};
+#endif
+}
+
 MMER_HOST_DEVICE static inline PhiloxWords philox_round(const PhiloxWords& counter,
                                                         const PhiloxKey& key) {
-  const uint64_t product_0 = uint64_t{0xD2511F53} * counter.word[0];
-  const uint64_t product_1 = uint64_t{0xCD9E8D57} * counter.word[2];
+  const PhiloxProduct product_0 = philox_product(counter.word[0], 0xD2511F53);
+  const PhiloxProduct product_1 = philox_product(counter.word[2], 0xCD9E8D57);
   return {{
-      static_cast<uint32_t>(product_1 >> 32) ^ counter.word[1] ^ key.word[0],
-      static_cast<uint32_t>(product_1),
-      static_cast<uint32_t>(product_0 >> 32) ^ counter.word[3] ^ key.word[1],
-      static_cast<uint32_t>(product_0),
+      product_1.high ^ counter.word[1] ^ key.word[0],
+      product_1.low,
+      product_0.high ^ counter.word[3] ^ key.word[1],
+      product_0.low,
   }};
 }
 

@@ -58,6 +58,10 @@ constexpr Config backward_config(int columns, int element_bytes) {
   return {2, 16, 1};
 }
 
+// Where the rows of a head begin and how far apart they stand, of three tensors of two sequences
+// (HeadSource): a place of shared memory in the kernels above.
+constexpr int head_sources_bytes = 6 * 16;
+
 // Columns of the gradients that a block of the backward kernel sums up; the others are another
 // block's. More of two gradients would not fit into the registers.
 constexpr int gradient_columns(int columns, int element_bytes, bool extras) {

@@ -9,6 +9,7 @@
 #include "config.h"
 #include "dropout.h"
 #include "products.h"
+#include "side_loader.h"
 #include "visible.h"
 
 namespace mmer::cuda {
@@ -23,35 +24,12 @@ struct ForwardSmem {
   static constexpr Config config = forward_config(columns, Element::bytes);
   static constexpr int q_bytes = config.rows() * columns * Element::bytes;
   static constexpr int tile_bytes = config.tile * columns * Element::bytes;
-  static constexpr int k = q_bytes;                     // two stages
-  static constexpr int v = k + 2 * tile_bytes;          // two stages
-  static constexpr int bias = v + 2 * tile_bytes;       // two stages of floats
-  static constexpr int times = bias + 8 * config.tile;  // two stages of floats, with extras
+  static constexpr int k = q_bytes;                          // two stages
+  static constexpr int v = k + 2 * tile_bytes;               // two stages
+  static constexpr int sources = v + 2 * tile_bytes;         // of both segments
+  static constexpr int bias = sources + head_sources_bytes;  // two stages of floats
+  static constexpr int times = bias + 8 * config.tile;       // two stages of floats, with extras
   static constexpr int flags = times + 8 * config.tile;
-};
-
-// What a thread reads of the keys of a segment.
-template <class Element, int columns, bool extras>
-struct KeyReader {
-  RowLoader<Element, columns, forward_config(columns, Element::bytes).threads()> key, value;
-  Visibility visible;
-  const Steps& times;
-  const float* log_counts_gmem;  // of summaries
-
-  MMER_DEVICE KeyReader(const Segment& segment, int batch, int head)
-      : key(segment.key, batch, head),
-        value(segment.value, batch, head),
-        visible(segment.mask, batch, segment.time),
-        times(segment.times),
-        log_counts_gmem(segment.log_counts ? segment.log_counts + int64_t{batch} * segment.time
-                                           : nullptr) {}
-  MMER_DEVICE bool whole(int end) const {
-    return visible.whole(end) && !(extras && log_counts_gmem);
-  }
-  MMER_DEVICE float bias(int step) const {
-    return extras && log_counts_gmem ? log_counts_gmem[step] : 0.0f;
-  }
-  MMER_DEVICE bool sees(int step) const { return visible(step) && bias(step) > -infinity; }
 };
 
 template <class Element, int columns, bool extras>
@@ -101,37 +79,43 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     return tile;
   };
 
-  // k, v (keys, columns) and what is known of each key
-  const auto load_keys = [&](const KeyReader<Element, columns, extras>& reader, int first,
-                             int stage) {
-    const bool whole = reader.whole(first + keys);
-    const auto seen = [&](int key) { return reader.sees(key); };
-    const int offset = stage * Smem::tile_bytes;
-    reader.key.template load<keys>(HeadTile{base + Smem::k + offset}, first, whole, seen);
-    reader.value.template load<keys>(HeadTile{base + Smem::v + offset}, first, whole, seen);
-    if (threadIdx.x < keys && (always_hides || by_position || !whole)) {
-      const int key = first + threadIdx.x, place = stage * keys + threadIdx.x;
-      const bool is_seen = seen(key);
-      bias_smem[place] = is_seen ? reader.bias(key) : -infinity;
-      if (timed) times_smem[place] = time_of(reader.times, batch, key, is_seen);
-    }
+  const auto first_step = [&](int tile) {
+    return !extras || tile < tokens.count ? tokens.first + tile * keys
+                                          : summaries.first + (tile - tokens.count) * keys;
   };
-  const KeyReader<Element, columns, extras> token_reader(direction.segments[0], batch, head);
+
+  constexpr int threads = config.threads();
+  using KeyLoader = SideLoader<Segment, Element, columns, threads, extras, true, false>;
+  HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
+  KeyLoader::template find_sources<extras ? 2 : 1>(sources_smem, direction.segments, batch, head);
+  __syncthreads();
+  const Segment& token_segment = direction.segments[0];
+  const bool plain = KeyLoader::is_plain(token_segment, batch, true);
+  const uint32_t thread_place = kept(KeyLoader::Loader::first_place(HeadTile{0}));
+  // k, v (keys, columns) and what is known of each key
   const auto load_tile = [&](int tile, int stage) {
-    if (tile < tokens.count) {
-      load_keys(token_reader, tokens.first + tile * keys, stage);
-    } else if (extras && tile < tile_count) {
-      const KeyReader<Element, columns, extras> reader(direction.segments[1], batch, head);
-      load_keys(reader, summaries.first + (tile - tokens.count) * keys, stage);
+    if (tile >= tile_count) return;
+    const int number = extras && tile >= tokens.count;
+    const Segment& segment = direction.segments[number];
+    const KeyLoader loader(segment, batch, batch_head, sources_smem + 3 * number, thread_place,
+                           plain && number == 0);
+    const int first = first_step(tile);
+    loader.template load<keys, Smem::v - Smem::k>(
+        HeadTile{base + Smem::k + stage * Smem::tile_bytes}, first);
+    if (threadIdx.x < keys &&
+        (always_hides || by_position || !loader.weighting.whole(first + keys))) {
+      const int key = first + threadIdx.x, place = stage * keys + threadIdx.x;
+      const float bias = loader.weighting(key);
+      bias_smem[place] = bias;
+      if (timed) times_smem[place] = time_of(segment.times, batch, key, bias > -infinity);
     }
   };
 
   const Visibility query_visible(direction.mask, batch, direction.time);
-  int tile = next_tile(0);
   // q (rows, columns)
-  load_rows<rows, config.threads()>(q_smem, direction.query, batch, head, row,
-                                    query_visible.whole(row + rows), query_visible);
-  load_tile(tile, 0);
+  SideLoader<Direction, Element, columns, threads, false, false, false>(direction, batch, head,
+                                                                        problem.heads, true)
+      .template load_by_row<rows, 0>(q_smem, row);
   cp_async_commit();
 
   float row_times[2] = {0.0f, 0.0f};
@@ -160,10 +144,17 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   uint32_t q_rmem[holds_queries ? steps_of<Element, columns> : 1][4];
   bool have_queries = false;
 
-  for (int stage = 0; tile < tile_count; stage ^= 1) {
+  // The first pass only loads.
+  int tile = -1;
+#pragma unroll 1
+  for (int stage = 1; tile < tile_count; stage ^= 1) {
     const int following = next_tile(tile + 1);
     load_tile(following, stage ^ 1);
     cp_async_commit();
+    if (tile < 0) {
+      tile = following;
+      continue;
+    }
     cp_async_wait<1>();
     __syncthreads();
     if (holds_queries && !have_queries) {
@@ -176,8 +167,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
 
     const bool of_tokens = !extras || tile < tokens.count;
     const Segment& segment = direction.segments[of_tokens ? 0 : 1];
-    const int first_key =
-        of_tokens ? tokens.first + tile * keys : summaries.first + (tile - tokens.count) * keys;
+    const int first_key = first_step(tile);
     const RowsSeen seen =
         of_tokens ? token_rows : RowsSeen(segment.window, first_row, direction.time, segment.time);
     if (first_row < direction.time && !seen.none(first_key, first_key + keys)) {
@@ -194,10 +184,14 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       });
       float factor = problem.scale;
-      if (always_hides || !of_tokens || !token_reader.whole(first_key + keys) ||
+      if (always_hides || !of_tokens || segment.mask.data || first_key + keys > segment.time ||
           !seen.whole(first_key, first_key + keys)) {
-        hide<keys>(scores_rmem, factor, bias_smem + stage * keys, seen, first_key,
-                   hides_by_position(segment.window, direction.time));
+        add_bias<keys>(scores_rmem, factor, bias_smem + stage * keys);
+        if (hides_by_position(segment.window, direction.time) &&
+            !seen.whole(first_key, first_key + keys)) {
+          hide<keys>(scores_rmem, segment.window, first_row, direction.time, segment.time,
+                     first_key);
+        }
         if (timed) {
           subtract_gaps<keys>(scores_rmem, row_times, times_smem + stage * keys, decay,
                               problem.extras.max_gap);

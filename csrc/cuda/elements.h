@@ -25,6 +25,8 @@ struct HalfElement {
     store_shared<offset>(address, Half::pack(low, high));
   }
   static MMER_DEVICE Bits load(uint32_t address) { return load_shared_half(address); }
+  // What several products with the same left factor share.
+  static MMER_DEVICE const uint32_t (&shared_left(const uint32_t (&a)[4]))[4] { return a; }
   // a (16, depth) from the columns [step * depth, (step + 1) * depth) of an accumulator.
   template <int count>
   static MMER_DEVICE void left_operand(uint32_t (&a)[4], const float (&accumulator)[count][4],
@@ -87,7 +89,7 @@ struct bfloat16 : HalfElement<bfloat16> {
 };
 
 // Tensor cores multiply tf32, which has 11 of float32's 24 bits. Each operand is split into the sum
-// of two of them, to 2^-23, and the product of the two small ones, at most 2^-22, is left out.
+// of two of them, to 2^-22, and the product of the two small ones, at most 2^-22, is left out.
 struct float32 {
   using Bits = uint32_t;
   static constexpr int bytes = 4;
@@ -114,27 +116,34 @@ struct float32 {
     a[2] = __float_as_uint(accumulator[step][1]);
     a[3] = __float_as_uint(accumulator[step][3]);
   }
-  static MMER_DEVICE void mma(float (&accumulator)[4], const uint32_t (&a)[4], uint32_t b_low,
-                              uint32_t b_high) {
-    uint32_t a_large[4], a_small[4], b_large[2], b_small[2];
+  struct Left {
+    uint32_t large[4], small[4];
+  };
+  static MMER_DEVICE Left shared_left(const uint32_t (&a)[4]) {
+    Left left;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) split(a[n], a_large[n], a_small[n]);
+    for (int n = 0; n < 4; ++n) split(a[n], left.large[n], left.small[n]);
+    return left;
+  }
+  static MMER_DEVICE void mma(float (&accumulator)[4], const Left& a, uint32_t b_low,
+                              uint32_t b_high) {
+    uint32_t b_large[2], b_small[2];
     split(b_low, b_large[0], b_small[0]);
     split(b_high, b_large[1], b_small[1]);
-    multiply(accumulator, a_small, b_large);
-    multiply(accumulator, a_large, b_small);
-    multiply(accumulator, a_large, b_large);
+    multiply(accumulator, a.small, b_large);
+    multiply(accumulator, a.large, b_small);
+    multiply(accumulator, a.large, b_large);
   }
 
  private:
-  static MMER_DEVICE uint32_t round_to_tf32(float value) {
-    uint32_t rounded;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-    return rounded;
-  }
+  static constexpr uint32_t tf32_bits = 0xFFFFE000u;
+
+  // The large part is rounded to nearest by two integer instructions, where cvt.rna takes three:
+  // what NaN becomes does not matter, as the small part is NaN too. That one is cut off where
+  // tensor cores do not look: the assembler leaves the instruction out.
   static MMER_DEVICE void split(uint32_t bits, uint32_t& large, uint32_t& small) {
-    large = round_to_tf32(__uint_as_float(bits));
-    small = round_to_tf32(__uint_as_float(bits) - __uint_as_float(large));
+    large = (bits + 0x1000) & tf32_bits;
+    small = __float_as_uint(__uint_as_float(bits) - __uint_as_float(large)) & tf32_bits;
   }
   static MMER_DEVICE void multiply(float (&accumulator)[4], const uint32_t (&a)[4],
                                    const uint32_t (&b)[2]) {

@@ -101,9 +101,10 @@ MMER_DEVICE void store_shared(uint32_t address, uint4 words) {
                : "memory");
 }
 
+template <int offset = 0>
 MMER_DEVICE uint32_t load_shared_word(uint32_t address) {
   uint32_t word;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  asm volatile("ld.shared.b32 %0, [%1+%2];" : "=r"(word) : "r"(address), "n"(offset) : "memory");
   return word;
 }
 
@@ -147,6 +148,30 @@ MMER_DEVICE uint4 load_shared(uint32_t address) {
                : "r"(address), "n"(offset)
                : "memory");
   return words;
+}
+
+// Elements `first` and, if there are two in a word, the next of a row of `count`: zero beyond its
+// end, where nothing is read. A branch around each would take the compiler far longer.
+template <int first>
+MMER_DEVICE uint32_t load_global_word(const uint16_t* row, int count) {
+  uint32_t word;
+  asm("{.reg .pred p, q; .reg .b16 low, high;\n"
+      "setp.gt.s32 p, %2, %3; setp.gt.s32 q, %2, %4; mov.b16 low, 0; mov.b16 high, 0;\n"
+      "@p ld.global.b16 low, [%1+%5]; @q ld.global.b16 high, [%1+%6];\n"
+      "mov.b32 %0, {low, high};}"
+      : "=r"(word)
+      : "l"(row), "r"(count), "n"(first), "n"(first + 1), "n"(2 * first), "n"(2 * first + 2));
+  return word;
+}
+
+template <int first>
+MMER_DEVICE uint32_t load_global_word(const uint32_t* row, int count) {
+  uint32_t word;
+  asm("{.reg .pred p;\n"
+      "setp.gt.s32 p, %2, %3; mov.b32 %0, 0; @p ld.global.b32 %0, [%1+%4];}"
+      : "=&r"(word)
+      : "l"(row), "r"(count), "n"(first), "n"(4 * first));
+  return word;
 }
 
 // In one piece, which the compiler does not make of an assignment.

@@ -32,7 +32,7 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
   constexpr OnceConfig config = once_config(row_class);
   constexpr int rows = config.rows(), tile = config.tile, strip = 32;
   constexpr int steps = steps_of<Element, columns>;
-  using Loader = SideLoader<Element, columns, config.threads()>;
+  using Loader = SideLoader<Side, Element, columns, config.threads(), false, true, true>;
   constexpr OnceSmem Smem(row_class, columns);
   extern __shared__ __align__(128) unsigned char smem[];
   const uint32_t base = shared_address(smem);
@@ -59,7 +59,7 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
     if (threadIdx.x < tile) {
       const int step = first + threadIdx.x, place = stage * tile + threadIdx.x;
       const float2 state = state_of(column_side, batch_head, step);
-      bias_smem[place] = column_loader.pair.visible(step) ? 0.0f : -infinity;
+      bias_smem[place] = column_loader.weighting.visible(step) ? 0.0f : -infinity;
       states_smem[place / 2 * 4 + place % 2] = -state.x;
       states_smem[place / 2 * 4 + place % 2 + 2] = -state.y;
     }
@@ -159,7 +159,7 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
               });
         }
         float factor = problem.scale;
-        if (!column_loader.pair.visible.whole(number * tile + first + strip)) {
+        if (!column_loader.weighting.visible.whole(number * tile + first + strip)) {
 #pragma unroll
           for (int n = 0; n < strip / 8; ++n) {
             const float2 bias = read_pair(bias_smem + pair + n * 8);

@@ -24,32 +24,19 @@ struct BackwardSmem {
   static constexpr int own_bytes = config.rows() * columns * Element::bytes;
   static constexpr int tile_bytes = config.tile * columns * Element::bytes;
   static constexpr int own_x = 0;
-  static constexpr int own_grad_out = own_x + own_bytes;
-  static constexpr int own_value = own_grad_out + as_query * own_bytes;
-  static constexpr int other_x = own_value + as_key * own_bytes;  // two stages, as all that follow
+  static constexpr int own_value = own_x + own_bytes;
+  static constexpr int own_grad_out = own_value + as_key * own_bytes;
+  // Two stages, as of all that follow.
+  static constexpr int other_x = own_grad_out + as_query * own_bytes;
   static constexpr int other_value = other_x + 2 * tile_bytes;
   static constexpr int other_grad_out = other_value + as_query * 2 * tile_bytes;
-  static constexpr int bias = other_grad_out + as_key * 2 * tile_bytes;
+  static constexpr int sources = other_grad_out + as_key * 2 * tile_bytes;  // of both other sides
+  static constexpr int bias = sources + head_sources_bytes;
   static constexpr int times = bias + 8 * config.tile;
   static constexpr int lse = times + 8 * config.tile;
   static constexpr int correction = lse + 8 * config.tile;
   static constexpr int sums = correction + 8 * config.tile;  // one float a warp
   static constexpr int flags = sums + 4 * config.warps;
-};
-
-// log2 of what a step stands for: 0 for a token, -inf if it is padded.
-struct Weighting {
-  Visibility visible;
-  const float* log_counts_gmem;
-
-  MMER_DEVICE Weighting(const Side& side, int batch)
-      : visible(side.mask, batch, side.time),
-        log_counts_gmem(side.log_counts ? side.log_counts + int64_t{batch} * side.time : nullptr) {}
-  MMER_DEVICE bool whole(int end) const { return visible.whole(end) && !log_counts_gmem; }
-  MMER_DEVICE float operator()(int step) const {
-    if (!visible(step)) return -infinity;
-    return log_counts_gmem ? log_counts_gmem[step] : 0.0f;
-  }
 };
 
 template <class Element, int columns, bool as_query, bool as_key, bool extras>
@@ -107,27 +94,30 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     return tile;
   };
 
-  const auto load_side = [&](const Side& other, int first, int stage) {
-    const int offset = stage * Smem::tile_bytes;
-    const Weighting weighting(other, batch);
-    const auto is_real = [&](int step) { return weighting(step) > -infinity; };
-    const bool whole = weighting.whole(first + tile_steps);
-    // x (tile_steps, columns)
-    load_rows<tile_steps, threads>(HeadTile{base + Smem::other_x + offset}, other.x, batch, head,
-                                   first, whole, is_real);
-    if constexpr (as_query) {
-      load_rows<tile_steps, threads>(HeadTile{base + Smem::other_value + offset}, other.value,
-                                     batch, head, first, whole, is_real);
-    }
-    if constexpr (as_key) {
-      load_rows<tile_steps, threads>(HeadTile{base + Smem::other_grad_out + offset}, other.grad_out,
-                                     batch, head, first, all_see && whole, [&](int step) {
-                                       return state_of(other, batch_head, step).x < infinity;
-                                     });
-    }
+  const auto first_step = [&](int tile) {
+    return !extras || tile < tokens.count ? tokens.first + tile * tile_steps
+                                          : summaries.first + (tile - tokens.count) * tile_steps;
+  };
+
+  using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
+  HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
+  OtherLoader::template find_sources<extras ? 2 : 1>(sources_smem, owner.others, batch, head);
+  __syncthreads();
+  const bool plain = OtherLoader::is_plain(owner.others[0], batch, all_see);
+  const uint32_t thread_place = kept(OtherLoader::Loader::first_place(HeadTile{0}));
+  const auto load_tile = [&](int tile, int stage) {
+    if (tile >= tile_count) return;
+    const int number = extras && tile >= tokens.count;
+    const Side& other = owner.others[number];
+    const OtherLoader loader(other, batch, batch_head, sources_smem + 3 * number, thread_place,
+                             plain && number == 0);
+    const int first = first_step(tile);
+    // x, value, dO (tile_steps, columns)
+    loader.template load<tile_steps, 2 * Smem::tile_bytes>(
+        HeadTile{base + Smem::other_x + stage * Smem::tile_bytes}, first);
     if (threadIdx.x < tile_steps) {
       const int step = first + threadIdx.x, place = stage * tile_steps + threadIdx.x;
-      const float bias = weighting(step);
+      const float bias = loader.weighting(step);
       bias_smem[place] = bias;
       if (timed) times_smem[place] = time_of(other.times, batch, step, bias > -infinity);
       if constexpr (as_key) {
@@ -137,30 +127,13 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       }
     }
   };
-  const auto load_tile = [&](int tile, int stage) {
-    if (tile < tokens.count) {
-      load_side(owner.others[0], tokens.first + tile * tile_steps, stage);
-    } else if (extras && tile < tile_count) {
-      load_side(owner.others[1], summaries.first + (tile - tokens.count) * tile_steps, stage);
-    }
-  };
 
   // A softmax over one step is constant. To find that from differences would leave their rounding.
   const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
-  const Weighting own_weighting(own, batch);
-  const auto is_real = [&](int step) { return own_weighting(step) > -infinity; };
-  const bool own_whole = own_weighting.whole(row + rows);
-  int tile = next_tile(0);
-  load_rows<rows, threads>(own_x_smem, own.x, batch, head, row, own_whole, is_real);
-  if constexpr (as_query) {
-    load_rows<rows, threads>(
-        own_grad_out_smem, own.grad_out, batch, head, row, all_see && own_whole,
-        [&](int step) { return state_of(own, batch_head, step).x < infinity; });
-  }
-  if constexpr (as_key) {
-    load_rows<rows, threads>(own_value_smem, own.value, batch, head, row, own_whole, is_real);
-  }
-  load_tile(tile, 0);
+  const Weighting<extras> own_weighting(own, batch);
+  SideLoader<Side, Element, columns, threads, extras, as_key, as_query>(own, batch, head,
+                                                                        problem.heads, all_see)
+      .template load_by_row<rows, Smem::own_bytes>(own_x_smem, row);
   cp_async_commit();
 
   float own_bias[2], own_lse[2], own_correction[2], own_times[2] = {0.0f, 0.0f};
@@ -189,18 +162,24 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   float grad_value_rmem[as_key ? gradients / 8 : 1][4];
   set_zero(grad_value_rmem);
 
-  for (int stage = 0; tile < tile_count; stage ^= 1) {
+  // The first pass only loads.
+  int tile = -1;
+#pragma unroll 1
+  for (int stage = 1; tile < tile_count; stage ^= 1) {
     const int following = next_tile(tile + 1);
     load_tile(following, stage ^ 1);
     cp_async_commit();
+    if (tile < 0) {
+      tile = following;
+      continue;
+    }
     cp_async_wait<1>();
     __syncthreads();
 
     const bool of_tokens = !extras || tile < tokens.count;
     const int number = of_tokens ? 0 : 1;
     const Side& other = owner.others[number];
-    const int first = of_tokens ? tokens.first + tile * tile_steps
-                                : summaries.first + (tile - tokens.count) * tile_steps;
+    const int first = first_step(tile);
     const RowsSeen seen =
         of_tokens ? token_rows : RowsSeen(owner.windows[number], first_row, own.time, other.time);
     if (first_row < own.time && !seen.none(first, first + tile_steps)) {
@@ -216,8 +195,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       });
       float factor = problem.scale;
       if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
-        hide<tile_steps>(scores_rmem, factor, bias_smem + place, seen, first,
-                         hides_by_position(owner.windows[number], own.time));
+        add_bias<tile_steps>(scores_rmem, factor, bias_smem + place);
+        const Window& window = owner.windows[number];
+        if (hides_by_position(window, own.time) && !seen.whole(first, first + tile_steps)) {
+          hide<tile_steps>(scores_rmem, window, first_row, own.time, other.time, first);
+        }
         if (timed) {
           subtract_gaps<tile_steps>(scores_rmem, own_times, times_smem + place, decay,
                                     problem.extras.max_gap);
@@ -336,15 +318,25 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     }
   }
   if (first_row >= own.time) return;
-  const auto store = [&](const Rows& target, const auto& gradient_rmem, float scale) {
+  // A loop: each of these is much for the compiler.
+  float scale = problem.grad_scale;
+#pragma unroll 1
+  for (int number = 0; number <= as_key; ++number) {
+    const Rows& target = number == 0 ? owner.grad_x : owner.grad_value;
     store_warp_rows<gradients>(own_x_smem, warp_row, target, batch, head, first_row, own.time,
                                first_column, [&](int n, int e) {
-                                 return own_bias[e / 2] > -infinity ? gradient_rmem[n][e] * scale
+                                 return own_bias[e / 2] > -infinity ? grad_x_rmem[n][e] * scale
                                                                     : 0.0f;
                                });
-  };
-  store(owner.grad_x, grad_x_rmem, problem.grad_scale);
-  if constexpr (as_key) store(owner.grad_value, grad_value_rmem, 1.0f);
+    if constexpr (as_key) {
+#pragma unroll
+      for (int n = 0; n < gradients / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) grad_x_rmem[n][e] = grad_value_rmem[n][e];
+      }
+    }
+    scale = 1.0f;
+  }
 }
 
 }  // namespace mmer::cuda

@@ -12,8 +12,8 @@ int64_t backward_shared_bytes(KernelRole role, const Shape& shape, int64_t flags
   const Config config = shape.backward();
   const int64_t row_bytes = shape.columns * shape.element_bytes;
   const int sides = role == KernelRole::shared_backward ? 3 : 2;
-  return sides * (config.rows() + 2 * config.tile) * row_bytes + 32 * config.tile +
-         4 * config.warps + flags;
+  return sides * (config.rows() + 2 * config.tile) * row_bytes + head_sources_bytes +
+         32 * config.tile + 4 * config.warps + flags;
 }
 
 // Gradients, in float32 first where a batch of one was broadcast.

@@ -13,7 +13,8 @@ namespace {
 int64_t forward_shared_bytes(const Shape& shape, int64_t flags) {
   const Config config = shape.forward();
   const int64_t row_bytes = shape.columns * shape.element_bytes;
-  return (config.rows() + 4 * config.tile) * row_bytes + 16 * config.tile + flags;
+  return (config.rows() + 4 * config.tile) * row_bytes + head_sources_bytes + 16 * config.tile +
+         flags;
 }
 
 Direction direction_of(const SequenceView& queries, const Shape& shape) {

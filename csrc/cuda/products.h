@@ -107,8 +107,9 @@ MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
 #pragma unroll unrolled_lines
   for (int line = 0; line < lines; ++line) {
     unrolled<steps_a_line>([&](auto step) {
-      uint32_t a[4];
-      fragment(line * steps_a_line + step, a);
+      uint32_t fragments[4];
+      fragment(line * steps_a_line + step, fragments);
+      const auto& a = Element::shared_left(fragments);
       const uint32_t place = places.places[step] + line * 128;
       unrolled<keys / 16>([&](auto n) {
         uint32_t b[4];
@@ -144,19 +145,37 @@ MMER_DEVICE void accumulate_step(float (&sums)[columns / 8][4], const uint32_t (
   });
 }
 
-// b (depth, 16) of float32 from the rows of a tile, in the order of Element::left_operand.
+// Of the right factor (keys, columns) in float32, in the order of Element::left_operand: a word of
+// an even and of an odd row.
 template <class Element, int columns>
-MMER_DEVICE void load_words(uint32_t (&b)[4], Tile<Element, columns> values_smem, int step,
-                            int first_column) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    b[n] = load_shared_word(
-        values_smem.element(step * 8 + lane % 4 * 2 + n % 2, first_column + n / 2 * 8 + lane / 4));
-  }
-}
+struct WordPlaces {
+  using Places = LanePlaces<Element, columns>;
+  Places even, odd;
 
-// sums (16, columns) += weights (16, keys) times columns of the tile (keys, tile_columns).
+  MMER_DEVICE WordPlaces(Tile<Element, columns> values_smem, int first_column)
+      : even(place(values_smem, 0, first_column)), odd(place(values_smem, 1, first_column)) {}
+
+  // b (depth, 16), the 16 columns `number` of step `step`.
+  template <int step, int number>
+  MMER_DEVICE void load(uint32_t (&b)[4]) const {
+    unrolled<2>([&](auto half) {
+      constexpr int pair = 2 * number + decltype(half)::value;
+      constexpr int offset = Places::offset(step * Element::depth, pair);
+      b[2 * half] = load_shared_word<offset>(even.place(pair));
+      b[2 * half + 1] = load_shared_word<offset>(odd.place(pair));
+    });
+  }
+
+ private:
+  static MMER_DEVICE uint32_t place(Tile<Element, columns> values_smem, int odd, int first_column) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t first = values_smem.element(lane % 4 * 2 + odd, lane / 4);
+    return values_smem.advance(first, first_column / Tile<Element, columns>::piece_elements);
+  }
+};
+
+// sums (16, columns) += weights (16, keys) times the columns of the tile (keys, tile_columns) from
+// `first_column` on, as for value_places.
 template <int keys, int columns, class Element, int tile_columns>
 MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
                             Tile<Element, tile_columns> values_smem, int first_column) {
@@ -168,18 +187,18 @@ MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights
       accumulate_step<step, 0, columns>(sums, a, places);
     });
   } else {
-#pragma unroll
-    for (int step = 0; step < steps_of<Element, keys>; ++step) {
-      uint32_t a[4];
-      Element::left_operand(a, weights, step);
-#pragma unroll
-      for (int n = 0; n < columns / 16; ++n) {
+    const WordPlaces<Element, tile_columns> places(values_smem, first_column);
+    unrolled<steps_of<Element, keys>>([&](auto step) {
+      uint32_t words[4];
+      Element::left_operand(words, weights, step);
+      const auto& a = Element::shared_left(words);
+      unrolled<columns / 16>([&](auto n) {
         uint32_t b[4];
-        load_words(b, values_smem, step, first_column + n * 16);
+        places.template load<step, n>(b);
         Element::mma(sums[2 * n], a, b[0], b[1]);
         Element::mma(sums[2 * n + 1], a, b[2], b[3]);
-      }
-    }
+      });
+    });
   }
 }
 

@@ -3,9 +3,9 @@
 
 #pragma once
 
+#include "pair_loader.h"
 #include "products.h"
 #include "safe_range.h"
-#include "side_loader.h"
 
 namespace mmer::cuda {
 

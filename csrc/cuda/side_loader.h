@@ -1,5 +1,5 @@
-// What is read of a sequence, tile by tile: what it is compared by and its values, and in the
-// backward pass the gradient of its output.
+// What a kernel reads of a sequence, tile by tile: what it is compared by, and of each step the
+// value, the gradient of the output, or both.
 
 #pragma once
 
@@ -8,51 +8,15 @@
 
 namespace mmer::cuda {
 
-template <class Element, int columns, int threads>
-struct PairLoader {
-  using Loader = RowLoader<Element, columns, threads>;
-  using HeadTile = Tile<Element, columns>;
-  Loader x, value;
-  Visibility visible;
-  bool plain;  // no step before the end is hidden, and all rows are aligned
-  uint32_t thread_place;
-
-  MMER_DEVICE PairLoader(const Rows& x, const Rows& value, Visibility visible, int batch, int head)
-      : x(x, batch, head),
-        value(value, batch, head),
-        visible(visible),
-        plain(!visible.mask_gmem && x.aligned && value.aligned),
-        thread_place(kept(Loader::first_place(HeadTile{0}))) {
-    for (Loader* loader : {&this->x, &this->value}) {
-      loader->row_gmem = kept(loader->row_gmem);
-      loader->first_bytes = kept(static_cast<uint32_t>(loader->first_bytes));
-    }
-  }
-
-  template <int rows>
-  MMER_DEVICE bool is_plain(int first) const {
-    return Loader::template steady<rows> && plain && first + rows <= visible.time;
-  }
-  template <int rows, int distance>
-  MMER_DEVICE void load_plain(HeadTile x_smem, int first) const {
-    const uint32_t place = x_smem.address + thread_place;
-    x.template load_whole<rows, 0>(place, first);
-    value.template load_whole<rows, distance>(place, first);
-  }
-
-  // Starts to load two tiles (rows, columns), `distance` bytes apart: steps from `first` on.
-  template <int rows, int distance, class Visible>
-  MMER_DEVICE void load(HeadTile x_smem, int first, const Visible& is_visible) const {
-    if constexpr (Loader::template steady<rows>) {
-      if (is_plain<rows>(first)) {
-        load_plain<rows, distance>(x_smem, first);
-        return;
-      }
-    }
-    Loader::template load_two<rows, distance>(x, value, x_smem, first, visible.whole(first + rows),
-                                              is_visible);
-  }
-};
+MMER_DEVICE const Rows& compared(const Side& side) {
+  return side.x;
+}
+MMER_DEVICE const Rows& compared(const Segment& segment) {
+  return segment.key;
+}
+MMER_DEVICE const Rows& compared(const Direction& direction) {
+  return direction.query;
+}
 
 // The state of a query, (log-sum-exp, correction); infinite and 0 beyond the end.
 MMER_DEVICE float2 state_of(const Side& side, int batch_head, int step) {
@@ -61,40 +25,182 @@ MMER_DEVICE float2 state_of(const Side& side, int batch_head, int step) {
   return state_gmem[static_cast<int64_t>(batch_head) * side.time + step];
 }
 
-template <class Element, int columns, int threads>
-struct SideLoader {
-  using Pair = PairLoader<Element, columns, threads>;
-  using Loader = typename Pair::Loader;
-  using HeadTile = typename Pair::HeadTile;
-  const Side& side;
-  int batch_head;
-  Pair pair;
-  Loader grad_out;
-  bool all_see;  // neither sequence has a mask: only its end hides a step
-  bool plain;    // and all rows are aligned
+// Which steps are real, and log2 of what they stand for; `extras`: a step may be a summary.
+template <bool extras>
+struct Weighting {
+  Visibility visible;
+  const float* log_counts_gmem;
 
-  MMER_DEVICE SideLoader(const Side& side, int batch, int head, int heads, bool all_see)
+  template <class Source>
+  MMER_DEVICE Weighting(const Source& source, int batch)
+      : visible(source.mask, batch, source.time), log_counts_gmem(nullptr) {
+    if constexpr (extras) {
+      if (source.log_counts) log_counts_gmem = source.log_counts + int64_t{batch} * source.time;
+    }
+  }
+  MMER_DEVICE bool all_real() const { return !visible.mask_gmem && !(extras && log_counts_gmem); }
+  MMER_DEVICE bool whole(int end) const { return end <= visible.time && all_real(); }
+  // 0 for a token, -inf if it is padded.
+  MMER_DEVICE float operator()(int step) const {
+    if (!visible(step)) return -infinity;
+    return extras && log_counts_gmem ? log_counts_gmem[step] : 0.0f;
+  }
+  MMER_DEVICE bool is_real(int step) const {
+    return visible(step) && !(extras && log_counts_gmem && log_counts_gmem[step] == -infinity);
+  }
+};
+
+// Tiles of x, then of the values and of the gradients of the output where they are wanted, each
+// `distance` bytes behind the one before. Rows that are not seen become zero, so that nothing that
+// stands in padding, NaN included, takes part in a product.
+template <class Source, class Element, int columns, int threads, bool extras, bool values,
+          bool grad_outs>
+struct SideLoader {
+  using Loader = RowLoader<Element, columns, threads>;
+  using HeadTile = Tile<Element, columns>;
+  using Bits = typename Element::Bits;
+  const Source& side;
+  int batch_head;
+  Weighting<extras> weighting;
+  Loader x, value, grad_out;
+  uint32_t thread_place;
+  bool plain;
+
+  // `all_see`: neither sequence's mask hides a step from the other.
+  MMER_DEVICE SideLoader(const Source& side, int batch, int head, int heads, bool all_see)
       : side(side),
         batch_head(batch * heads + head),
-        pair(side.x, side.value, Visibility(side.mask, batch, side.time), batch, head),
-        grad_out(side.grad_out, batch, head),
-        all_see(all_see),
-        plain(all_see && pair.plain && grad_out.aligned) {}
+        weighting(side, batch),
+        x(compared(side), batch, head),
+        value(rows_of(side, 1), batch, head),
+        grad_out(rows_of(side, 2), batch, head),
+        thread_place(kept(Loader::first_place(HeadTile{0}))),
+        plain(is_plain(side, batch, all_see)) {}
 
-  // Starts to load three tiles (rows, columns), `distance` bytes apart: steps from `first` on.
+  // What a thread keeps of a side takes too many registers for some kernels: what is the same for
+  // all of a block waits in shared memory.
+  template <int sides>
+  static MMER_DEVICE void find_sources(HeadSource* sources_smem, const Source* side, int batch,
+                                       int head) {
+    if (threadIdx.x >= 3 * sides) return;
+    sources_smem[threadIdx.x] =
+        HeadSource::of<Bits>(rows_of(side[threadIdx.x / 3], threadIdx.x % 3), batch, head);
+  }
+  MMER_DEVICE SideLoader(const Source& side, int batch, int batch_head,
+                         const HeadSource* sources_smem, uint32_t thread_place, bool plain)
+      : side(side),
+        batch_head(batch_head),
+        weighting(side, batch),
+        x(compared(side), sources_smem[0]),
+        value(rows_of(side, 1), sources_smem[1]),
+        grad_out(rows_of(side, 2), sources_smem[2]),
+        thread_place(thread_place),
+        plain(plain) {}
+
+  // Whether every row is aligned and nothing hides one but the end of a sequence.
+  static MMER_DEVICE bool is_plain(const Source& side, int batch, bool all_see) {
+    return compared(side).aligned && (!values || rows_of(side, 1).aligned) &&
+           (!grad_outs || (rows_of(side, 2).aligned && all_see)) &&
+           Weighting<extras>(side, batch).all_real();
+  }
+
+  // Starts to load the tiles of the steps from `first` on.
   template <int rows, int distance>
   MMER_DEVICE void load(HeadTile x_smem, int first) const {
-    if constexpr (Loader::template steady<rows>) {
-      if (plain && pair.template is_plain<rows>(first)) {
-        pair.template load_plain<rows, distance>(x_smem, first);
-        grad_out.template load_whole<rows, 2 * distance>(x_smem.address + pair.thread_place, first);
-        return;
+    if (!plain || first + rows > side.time) return load_by_row<rows, distance>(x_smem, first);
+    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
+    const uint32_t place = x_smem.address + thread_place;
+    x.template load_whole<rows, 0>(place, first);
+    if constexpr (values) value.template load_whole<rows, distance>(place, first);
+    if constexpr (grad_outs) {
+      grad_out.template load_whole<rows, (1 + values) * distance>(place, first);
+    }
+  }
+
+  // The same of any rows.
+  template <int rows, int distance>
+  MMER_DEVICE void load_by_row(HeadTile x_smem, int first) const {
+    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
+    if (x.aligned && (!values || value.aligned) && (!grad_outs || grad_out.aligned)) {
+      copy_seen<rows, distance>(x_smem, first);
+    } else {
+      gather_seen<rows, distance>(x_smem, first);
+    }
+  }
+
+ private:
+  static MMER_DEVICE const Rows& rows_of(const Source& side, int number) {
+    if constexpr (values) {
+      if (number == 1) return side.value;
+    }
+    if constexpr (grad_outs) {
+      if (number == 2) return side.grad_out;
+    }
+    return compared(side);
+  }
+  MMER_DEVICE bool sees_a_key(int step) const {
+    if constexpr (grad_outs) return state_of(side, batch_head, step).x < infinity;
+    return false;
+  }
+
+  // A few rows at a time, so that what is asked of each is on its way together.
+  template <int rows, int distance>
+  MMER_DEVICE void copy_seen(HeadTile x_smem, int first) const {
+    constexpr int row_step = Loader::row_step, turns = Loader::template row_turns<rows>;
+    constexpr int together = turns < 4 ? turns : 4;
+    const Bits *x_row = x.source(first), *value_row = value.source(first),
+               *grad_out_row = grad_out.source(first);
+#pragma unroll 1
+    for (int begin = 0; begin < rows; begin += together * row_step) {
+      const uint32_t place = HeadTile::below(x_smem.address + thread_place, begin);
+      const int step = first + begin + Loader::first_row();
+      bool real[together], sees_key[together];
+#pragma unroll
+      for (int n = 0; n < together; ++n) {
+        real[n] = weighting.is_real(step + n * row_step);
+        sees_key[n] = sees_a_key(step + n * row_step);
+      }
+      unrolled<together>([&](auto n) {
+        constexpr int below = decltype(n)::value * row_step;
+        constexpr int offset = below * HeadTile::row_bytes;
+        const uint32_t turned = HeadTile::turned(place, below);
+        x.template load_row<offset>(turned, x_row, real[n]);
+        x_row += row_step * x.time_stride;
+        if constexpr (values) {
+          value.template load_row<distance + offset>(turned, value_row, real[n]);
+          value_row += row_step * value.time_stride;
+        }
+        if constexpr (grad_outs) {
+          grad_out.template load_row<(1 + values) * distance + offset>(turned, grad_out_row,
+                                                                       sees_key[n]);
+          grad_out_row += row_step * grad_out.time_stride;
+        }
+      });
+    }
+  }
+
+  // Of rows of which some do not start on 16 bytes.
+  template <int rows, int distance>
+  MMER_DEVICE void gather_seen(HeadTile x_smem, int first) const {
+    const Bits *x_row = x.source(first), *value_row = value.source(first),
+               *grad_out_row = grad_out.source(first);
+#pragma unroll 1
+    for (int row = Loader::first_row(); row < rows; row += Loader::row_step) {
+      const uint32_t place = x_smem.piece(row, Loader::first_piece());
+      const int step = first + row;
+      const bool real = weighting.is_real(step);
+      x.template gather_row<0>(place, x_row, real);
+      x_row += Loader::row_step * x.time_stride;
+      if constexpr (values) {
+        value.template gather_row<distance>(place, value_row, real);
+        value_row += Loader::row_step * value.time_stride;
+      }
+      if constexpr (grad_outs) {
+        grad_out.template gather_row<(1 + values) * distance>(place, grad_out_row,
+                                                              sees_a_key(step));
+        grad_out_row += Loader::row_step * grad_out.time_stride;
       }
     }
-    pair.template load<rows, distance>(x_smem, first, pair.visible);
-    grad_out.template load<rows>(
-        HeadTile{x_smem.address + 2 * distance}, first, all_see && pair.visible.whole(first + rows),
-        [&](int step) { return state_of(side, batch_head, step).x < infinity; });
   }
 };
 

@@ -20,14 +20,14 @@ struct Tile {
   MMER_DEVICE uint32_t piece(int row, int number) const {
     return address + row * row_bytes + ((number ^ turn(row)) << 4);
   }
+  // From a piece to the same `rows` further down, less rows * row_bytes, which an instruction adds.
+  static MMER_DEVICE uint32_t turned(uint32_t piece_address, int rows) {
+    return piece_address ^ (turn(rows) << 4);
+  }
   // The same piece `rows` further down, of a row whose number shares no bit with `rows`: where all
   // lanes go equally far, that is one instruction or two.
   static MMER_DEVICE uint32_t below(uint32_t piece_address, int rows) {
     return turned(piece_address, rows) + rows * row_bytes;
-  }
-  // The same but for the distance.
-  static MMER_DEVICE uint32_t turned(uint32_t piece_address, int rows) {
-    return piece_address ^ (turn(rows) << 4);
   }
   // From an even piece of a row to the one `pieces` further, an even number, or the same from odd
   // to odd: where all lanes go equally far, that is one instruction.
@@ -52,6 +52,18 @@ MMER_DEVICE const Bits* head_rows(const Rows& rows, int batch, int head) {
   return static_cast<const Bits*>(rows.data) + batch * rows.batch_stride + head * rows.head_stride;
 }
 
+// What all threads of a block need to find the rows of one (batch, head).
+struct alignas(16) HeadSource {
+  const void* data;
+  int64_t time_stride;  // in elements
+
+  HeadSource() = default;
+  template <class Bits>
+  static MMER_DEVICE HeadSource of(const Rows& rows, int batch, int head) {
+    return {head_rows<Bits>(rows, batch, head), rows.time_stride};
+  }
+};
+
 // Up to 16 bytes of a row that does not start on 16 bytes.
 template <class Bits>
 MMER_DEVICE uint4 gather(const Bits* source, int count) {
@@ -62,6 +74,15 @@ MMER_DEVICE uint4 gather(const Bits* source, int count) {
     if (n < count) words[n * size / 4] |= static_cast<uint32_t>(source[n]) << (n * size % 4 * 8);
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The same without branches, which the compiler has far less to do with. It takes a register more.
+template <class Bits>
+MMER_DEVICE uint4 gather_words(const Bits* source, int count) {
+  constexpr int of_word = 4 / sizeof(Bits);
+  return make_uint4(load_global_word<0>(source, count), load_global_word<of_word>(source, count),
+                    load_global_word<2 * of_word>(source, count),
+                    load_global_word<3 * of_word>(source, count));
 }
 
 // Element `number` of 16 bytes.
@@ -83,19 +104,21 @@ struct RowLoader {
   static_assert(threads % pieces == 0 || pieces % threads == 0,
                 "a thread keeps to its pieces of the rows");
 
-  const Bits* row_gmem;  // the thread's first piece
+  const Bits* first_gmem;
   int64_t time_stride;
   int dim;
   int first_bytes;  // of that piece
   bool aligned;
 
-  MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
-      : row_gmem(head_rows<Bits>(source, batch, head) + first_row() * source.time_stride +
-                 first_piece() * piece_elements),
-        time_stride(source.time_stride),
+  MMER_DEVICE RowLoader(const Rows& source, const HeadSource& head)
+      : first_gmem(static_cast<const Bits*>(head.data) + first_row() * head.time_stride +
+                   first_piece() * piece_elements),
+        time_stride(head.time_stride),
         dim(source.dim),
         first_bytes(count_of(source.dim, first_piece()) * Element::bytes),
         aligned(source.aligned) {}
+  MMER_DEVICE RowLoader(const Rows& source, int batch, int head)
+      : RowLoader(source, HeadSource::of<Bits>(source, batch, head)) {}
 
   static MMER_DEVICE int first_row() { return threadIdx.x % threads / pieces; }
   static MMER_DEVICE int first_piece() { return threadIdx.x % threads % pieces; }
@@ -108,22 +131,57 @@ struct RowLoader {
   template <int rows>
   static constexpr bool steady = pieces <= 8 && rows % row_step == 0;
 
+  template <int further>
+  MMER_DEVICE int bytes_of() const {
+    if constexpr (further == 0) return first_bytes;
+    return count_of(dim, first_piece() + further) * Element::bytes;
+  }
+
   // Where the thread's first piece of a tile stands.
   static MMER_DEVICE uint32_t first_place(RowTile tile_smem) {
     return tile_smem.piece(first_row(), first_piece());
   }
 
+  // How often the block's threads go along a row, and down a tile.
+  static constexpr int turns = pieces > threads ? pieces / threads : 1;
+  template <int rows>
+  static constexpr int row_turns = rows > row_step ? rows / row_step : 1;
+
+  // The thread's first piece of the rows from `first` on.
+  MMER_DEVICE const Bits* source(int first) const { return first_gmem + first * time_stride; }
+
   // Starts to load rows that are all visible, and aligned, to `offset` bytes behind first_place.
   template <int rows, int offset>
   MMER_DEVICE void load_whole(uint32_t place, int first) const {
-    static_assert(steady<rows>);
-    const Bits* source_gmem = row_gmem + first * time_stride;
-    unrolled<rows / row_step>([&](auto n) {
+    const Bits* source_gmem = source(first);
+    unrolled<row_turns<rows>>([&](auto n) {
       constexpr int below = decltype(n)::value * row_step;
-      cp_async<offset + below * RowTile::row_bytes>(RowTile::turned(place, below), source_gmem,
-                                                    first_bytes);
+      load_row<offset + below * RowTile::row_bytes>(RowTile::turned(place, below), source_gmem,
+                                                    true);
       source_gmem += row_step * time_stride;
     });
+  }
+
+  // Of one row: what is not wanted becomes zero.
+  template <int offset>
+  MMER_DEVICE void load_row(uint32_t place, const Bits* source_gmem, bool wanted) const {
+    unrolled<turns>([&](auto turn) {
+      constexpr int further = decltype(turn)::value * threads;  // pieces
+      cp_async<offset + further * 16>(place, source_gmem + further * piece_elements,
+                                      wanted ? bytes_of<further>() : 0);
+    });
+  }
+
+  // The same of a row that need not be aligned.
+  template <int offset>
+  MMER_DEVICE void gather_row(uint32_t place, const Bits* source_gmem, bool wanted) const {
+    if (aligned) return load_row<offset>(place, source_gmem, wanted);
+#pragma unroll 1
+    for (int turn = 0; turn < pieces; turn += threads) {
+      const int count = count_of(dim, first_piece() + turn);
+      store_shared(place + offset + turn * 16,
+                   gather_words(source_gmem + turn * piece_elements, wanted ? count : 0));
+    }
   }
 
   // Starts to load the rows from `first` on; those that are not visible become zero, so that
@@ -135,7 +193,7 @@ struct RowLoader {
     for (int turn = 0; turn < pieces; turn += threads) {
       const int piece = turn + first_piece();
       const int count = count_of(dim, piece);
-      const Bits* source_gmem = row_gmem + first * time_stride + turn * piece_elements;
+      const Bits* source_gmem = source(first) + turn * piece_elements;
       if (aligned && whole) {
         each_row<rows>(tile_smem, piece, [&](int, uint32_t target) {
           cp_async(target, source_gmem, count * Element::bytes);
@@ -170,8 +228,8 @@ struct RowLoader {
       return;
     }
     const int piece = first_piece();
-    const Bits* source_gmem = loader.row_gmem + first * loader.time_stride;
-    const Bits* second_gmem = second.row_gmem + first * second.time_stride;
+    const Bits* source_gmem = loader.source(first);
+    const Bits* second_gmem = second.source(first);
     const auto copy = [&](uint32_t target, bool wanted) {
       cp_async(target, source_gmem, wanted ? loader.first_bytes : 0);
       cp_async<distance>(target, second_gmem, wanted ? second.first_bytes : 0);
@@ -199,13 +257,6 @@ struct RowLoader {
     }
   }
 };
-
-template <int rows, int threads, class Element, int columns, class Visible>
-MMER_DEVICE void load_rows(Tile<Element, columns> tile_smem, const Rows& source, int batch,
-                           int head, int first, bool whole, const Visible& visible) {
-  const RowLoader<Element, columns, threads> loader(source, batch, head);
-  loader.template load<rows>(tile_smem, first, whole, visible);
-}
 
 // Which of a sequence's steps are real.
 struct Visibility {

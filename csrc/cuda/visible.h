@@ -43,19 +43,13 @@ MMER_DEVICE bool hides_by_position(const Window& window, int own_time) {
   return window.own_chunk < own_time || window.causal != 0;
 }
 
-// What the two rows of a thread, and the 16 of its warp, see.
+// What the 16 rows of a warp see.
 struct RowsSeen {
-  Interval rows[2];
-  Interval all;   // what every row of the warp sees
+  Interval all;   // what every row sees
   Interval some;  // what any of them sees
 
   MMER_DEVICE RowsSeen(const Window& window, int warp_first, int own_time, int other_time) {
-    const int lane = threadIdx.x % 32;
     const int last = own_time - 1;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      rows[half] = interval_of(window, min(warp_first + lane / 4 + half * 8, last), other_time);
-    }
     const Interval from = interval_of(window, min(warp_first, last), other_time);
     const Interval to = interval_of(window, min(warp_first + 15, last), other_time);
     all = {to.first, from.end};
@@ -65,11 +59,9 @@ struct RowsSeen {
   MMER_DEVICE bool none(int first, int end) const { return end <= some.first || first >= some.end; }
 };
 
-// logits = scale * scores + the bias of each key, -inf where the row does not see the key. Keys
-// past the end have a bias of -inf: `by_position` says that a window hides others too.
+// logits = scale * scores + the bias of each key. Keys past the end have a bias of -inf.
 template <int keys>
-MMER_DEVICE void hide(float (&scores)[keys / 8][4], float scale, const float* bias_smem,
-                      const RowsSeen& seen, int first_key, bool by_position) {
+MMER_DEVICE void add_bias(float (&scores)[keys / 8][4], float scale, const float* bias_smem) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < keys / 8; ++n) {
@@ -78,14 +70,24 @@ MMER_DEVICE void hide(float (&scores)[keys / 8][4], float scale, const float* bi
       scores[n][e] = fmaf(scores[n][e], scale, bias_smem[n * 8 + lane % 4 * 2 + e % 2]);
     }
   }
-  if (!by_position) return;
+}
+
+// logits = -inf where a row of the warp, from `warp_first` on, does not see the key.
+template <int keys>
+MMER_DEVICE void hide(float (&logits)[keys / 8][4], const Window& window, int warp_first,
+                      int own_time, int other_time, int first_key) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int n = 0; n < keys / 8; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    const int row = min(warp_first + lane / 4 + half * 8, own_time - 1);
+    const Interval seen = interval_of(window, row, other_time);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const Interval& row = seen.rows[e / 2];
-      const int key = first_key + n * 8 + lane % 4 * 2 + e % 2;
-      if (!(key >= row.first && key < row.end)) scores[n][e] = -infinity;
+    for (int n = 0; n < keys / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int key = first_key + n * 8 + lane % 4 * 2 + e;
+        if (!(key >= seen.first && key < seen.end)) logits[n][2 * half + e] = -infinity;
+      }
     }
   }
 }
@@ -126,6 +128,7 @@ MMER_DEVICE void mark_near_tiles(uint8_t* flags_smem, Tiles tiles, const TimedSt
   const Visibility other_visible(other.mask, batch, other.time);
   const int lane = threadIdx.x % 32;
   float earliest = infinity, latest = -infinity;
+#pragma unroll 1
   for (int row = first_row + lane; row < first_row + rows; row += 32) {
     if (!own_visible(row)) continue;
     const float time = time_of(own.times, batch, row, true);
@@ -136,17 +139,19 @@ MMER_DEVICE void mark_near_tiles(uint8_t* flags_smem, Tiles tiles, const TimedSt
     earliest = fminf(earliest, shuffle_xor(earliest, lanes));
     latest = fmaxf(latest, shuffle_xor(latest, lanes));
   }
+#pragma unroll 1
   for (int number = threadIdx.x / 32; number < tiles.count; number += warps) {
-    int near = 0;
-    const int first_step = tiles.first + number * tile;
-    for (int step = first_step + lane; step < first_step + tile; step += 32) {
-      if (!other_visible(step)) continue;
+    bool near = false;
+#pragma unroll
+    for (int first = 0; first < tile; first += 32) {
+      const int step = tiles.first + number * tile + first + lane;
+      if ((tile % 32 != 0 && first + lane >= tile) || !other_visible(step)) continue;
       const float time = time_of(other.times, batch, step, true);
       // Written as the pairs are judged, so that rounding cannot leave out one that is seen.
-      if (!(earliest - time > max_gap || time - latest > max_gap)) near = 1;
+      if (!(earliest - time > max_gap || time - latest > max_gap)) near = true;
     }
-    for (int lanes = 16; lanes > 0; lanes /= 2) near |= shuffle_xor(near, lanes);
-    if (lane == 0) flags_smem[number] = static_cast<uint8_t>(near);
+    near = any_lane(near);
+    if (lane == 0) flags_smem[number] = near;
   }
   __syncthreads();
 }

@@ -63,15 +63,15 @@ FORWARD = {
         "directed_forward.h", "cp_async_wait<1>();", "cp_async_wait<2>();", "copy in flight"
     ),
     "end of the keys": Mutation(
-        "directed_forward.h", "is_seen ? reader.bias(key) : -infinity", "0.0f", None
+        "directed_forward.h", "bias_smem[place] = bias;", "bias_smem[place] = 0.0f;", None
     ),
     "bias of the keys": Mutation(
         "visible.h", "bias_smem[n * 8 + lane % 4 * 2 + e % 2]);", "0.0f);", None
     ),
     "rows past the end are loaded": Mutation(
         "tile.h",
-        "visible(first + row) ? count * Element::bytes : 0",
-        "count * Element::bytes",
+        "wanted ? bytes_of<further>() : 0",
+        "bytes_of<further>()",
         "out of bounds global",
     ),
     "rows past the end are stored": Mutation(
@@ -238,7 +238,7 @@ def run_mutated(
         assert mutation.check in {finding.check for finding in failure.value.findings}
 
 
-@pytest.mark.parametrize("product", ["a_small, b_large", "a_large, b_small"])
+@pytest.mark.parametrize("product", ["a.small, b_large", "a.large, b_small"])
 def test_single_tf32_is_not_enough(product: str, tmp_path: Path) -> None:
     mutation = Mutation("elements.h", f"multiply(accumulator, {product});", "", None)
     operator = "bidirectional_cross_attention"

@@ -1,0 +1,56 @@
+// What the shared forward reads of a sequence, tile by tile: what it is compared by, and its
+// values.
+
+#pragma once
+
+#include "visible.h"
+
+namespace mmer::cuda {
+
+template <class Element, int columns, int threads>
+struct PairLoader {
+  using Loader = RowLoader<Element, columns, threads>;
+  using HeadTile = Tile<Element, columns>;
+  Loader x, value;
+  Visibility visible;
+  bool plain;  // no step before the end is hidden, and all rows are aligned
+  uint32_t thread_place;
+
+  MMER_DEVICE PairLoader(const Rows& x, const Rows& value, Visibility visible, int batch, int head)
+      : x(x, batch, head),
+        value(value, batch, head),
+        visible(visible),
+        plain(!visible.mask_gmem && x.aligned && value.aligned),
+        thread_place(kept(Loader::first_place(HeadTile{0}))) {
+    for (Loader* loader : {&this->x, &this->value}) {
+      loader->first_gmem = kept(loader->first_gmem);
+      loader->first_bytes = kept(static_cast<uint32_t>(loader->first_bytes));
+    }
+  }
+
+  template <int rows>
+  MMER_DEVICE bool is_plain(int first) const {
+    return Loader::template steady<rows> && plain && first + rows <= visible.time;
+  }
+  template <int rows, int distance>
+  MMER_DEVICE void load_plain(HeadTile x_smem, int first) const {
+    const uint32_t place = x_smem.address + thread_place;
+    x.template load_whole<rows, 0>(place, first);
+    value.template load_whole<rows, distance>(place, first);
+  }
+
+  // Starts to load two tiles (rows, columns), `distance` bytes apart: steps from `first` on.
+  template <int rows, int distance, class Visible>
+  MMER_DEVICE void load(HeadTile x_smem, int first, const Visible& is_visible) const {
+    if constexpr (Loader::template steady<rows>) {
+      if (is_plain<rows>(first)) {
+        load_plain<rows, distance>(x_smem, first);
+        return;
+      }
+    }
+    Loader::template load_two<rows, distance>(x, value, x_smem, first, visible.whole(first + rows),
+                                              is_visible);
+  }
+};
+
+}  // namespace mmer::cuda
