@@ -27,14 +27,11 @@ def budget(kernel: str, arch: str) -> int:
     """Bytes that a thread may keep in local memory for want of registers.
 
     Times, dropout and summaries beside the sums of wide heads leave a value or two over, and so do
-    both gradients of a shared head of 128 on 12.0. On 9.0 a block of float32 rows of 64, of which a
-    multiprocessor has three, keeps which head is its own from before the loop to after it, and the
-    exact pass of up to 64 rows of 64 dimensions, which few calls need, an address.
+    both gradients of a shared head of 128 on 12.0. On 9.0 the exact pass of up to 64 rows of 64
+    dimensions, which few calls need, keeps an address.
     """
     if arch == "sm_90a" and "shared_forward" in kernel and kernel.endswith("_64_rows64"):
         return 8
-    if arch == "sm_90a" and kernel == "mmer_directed_forward_float32_64_plain":
-        return 24
     if arch == "sm_120a" and "shared_backward" in kernel and kernel.endswith("_128_plain"):
         return 8
     wide = kernel.endswith(("_128_extras", "_256_extras"))
