@@ -32,19 +32,15 @@ struct PairLoader {
   MMER_DEVICE bool is_plain(int first) const {
     return Loader::template steady<rows> && plain && first + rows <= visible.time;
   }
-  template <int rows, int distance>
-  MMER_DEVICE void load_plain(HeadTile x_smem, int first) const {
-    const uint32_t place = x_smem.address + thread_place;
-    x.template load_whole<rows, 0>(place, first);
-    value.template load_whole<rows, distance>(place, first);
-  }
 
   // Starts to load two tiles (rows, columns), `distance` bytes apart: steps from `first` on.
   template <int rows, int distance, class Visible>
   MMER_DEVICE void load(HeadTile x_smem, int first, const Visible& is_visible) const {
     if constexpr (Loader::template steady<rows>) {
       if (is_plain<rows>(first)) {
-        load_plain<rows, distance>(x_smem, first);
+        const uint32_t place = x_smem.address + thread_place;
+        x.template load_whole<rows, 0>(place, first);
+        value.template load_whole<rows, distance>(place, first);
         return;
       }
     }

@@ -104,7 +104,7 @@ struct RowLoader {
   static_assert(threads % pieces == 0 || pieces % threads == 0,
                 "a thread keeps to its pieces of the rows");
 
-  const Bits* first_gmem;
+  const Bits* first_gmem;  // the thread's first piece of the head's rows
   int64_t time_stride;
   int dim;
   int first_bytes;  // of that piece
