@@ -1,8 +1,8 @@
 """Runs a batch of CTAs: chooses a block and the lanes that execute it, until all have ended.
 
-Without a seed all lanes that stand at the lowest block run together, which keeps warps converged
-and is fast. With a seed a random subset of warps advances at each step, so that warps overtake each
-other as they do on a GPU.
+Without a seed all lanes that stand at the earliest block run together (convergence.py), which keeps
+warps converged and is fast. With a seed a random subset of warps advances at each step, so that
+warps overtake each other as they do on a GPU.
 """
 
 from __future__ import annotations
@@ -159,6 +159,8 @@ class Batch:
         blocks = range(len(program.blocks))
         self.functions: list[Callable[[Mask], None]] = [self.names[f"block_{i}"] for i in blocks]
         self.sizes, self.classes = _block_counts(program)
+        self.order = np.array(program.order)
+        self.rank = np.argsort(self.order)
 
     def _constants(self, symbols: dict[str, int]) -> dict[str, Array]:
         count = self.threads.count
@@ -243,7 +245,7 @@ class Batch:
             return True
         if self.random is not None:
             ready = self._some_warps(ready)
-        block = int(place[ready].min())
+        block = int(self.order[self.rank[place[ready]].min()])
         mask = ready & (place == block)
         self.functions[block](None if mask.all() else mask)
         self._count(block, self.threads.active_warps(mask))

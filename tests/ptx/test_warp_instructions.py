@@ -184,3 +184,24 @@ def test_warp_barrier_orders_its_lanes() -> None:
     assert checks_of(body.format(barrier=""), [out], threads=64, shared=256) == {"race"}
     launch(body.format(barrier="bar.warp.sync -1;"), [out], threads=64, shared=256)
     assert (out.array == (np.arange(64) ^ 1)).all()
+
+
+def test_parted_lanes_meet_wherever_their_blocks_stand() -> None:
+    body = """
+        mov.u32 %r20, 0;
+        setp.lt.u32 %p1, %r0, 16;
+        @%p1 bra $far;
+        $meet:
+        bar.warp.sync -1;
+        shfl.sync.bfly.b32 %r21, %r20, 16, 31, -1;
+        bra $end;
+        $far:
+        add.u32 %r20, %r20, 1;
+        setp.lt.u32 %p1, %r20, %r0;
+        @%p1 bra $far;
+        bra $meet;
+        $end:
+    """
+    assert checks_of(body, []) == set()
+    _, got = run(body, LANES.repeat(2))
+    assert got[:32].tolist() == [0] * 16 + [1, *range(1, 16)]

@@ -14,6 +14,7 @@ from types import CodeType
 import numpy as np
 
 from tests.ptx import instructions as _whitelist  # noqa: F401 - fills the table of forms
+from tests.ptx.convergence import convergence_order
 from tests.ptx.dtypes import PtxType, parse_immediate
 from tests.ptx.findings import PtxError
 from tests.ptx.forms import CONTROL, Form, Operand, form_of
@@ -73,10 +74,12 @@ class Program:
         constants: Arrays to be made before a run: variable, NumPy type and value.
         symbols: Variables that stand for the address of a symbol: variable, name and type.
         registers: Variables of the registers, with their types.
+        order: The blocks in the order in which lanes that have parted run.
     """
 
     entry: Entry
     blocks: list[Block]
+    order: list[int] = field(default_factory=list)
     source: str = ""
     code: CodeType | None = None
     constants: dict[str, np.generic] = field(default_factory=dict)
@@ -100,9 +103,22 @@ def translate(entry: Entry, variables: Iterable[Variable] = ()) -> Program:
         ]
         lines += [f"    {line}" for line in body] or ["    pass"]
         lines.append("")
+    program.order = convergence_order(_successors(program.blocks))
     program.source = "\n".join(lines)
     program.code = compile(program.source, f"<{entry.name}>", "exec")
     return program
+
+
+def _successors(blocks: list[Block]) -> list[list[int]]:
+    """The blocks that may follow each block."""
+    following = []
+    for number, block in enumerate(blocks):
+        end = block.terminator
+        reached = [end.target] if end.kind == "branch" else []
+        if end.guard or end.kind not in ("branch", "exit"):
+            reached.append(number + 1)
+        following.append([x for x in reached if x < len(blocks)])
+    return following
 
 
 def variable(register: str) -> str:
