@@ -146,7 +146,7 @@ struct SharedSmem {
   int weights;        // first a, then P: eight rows in different banks
   int b;              // two stages
   int value_b;        // two stages
-  int column_parts;   // (row_warps, 4, parts_stride) floats
+  int column_parts;   // (tile, parts_stride) floats: four parts of each row of warps
   int row_bias;       // as many floats as rows
   int row_reference;  // the same
   int row_parts;      // the same for each of two groups of columns
@@ -157,13 +157,12 @@ struct SharedSmem {
       : tile(shared_config(row_class, columns).tile(columns)),
         tile_bytes(tile * columns * 2),
         row_bytes(columns * 2 > tile * 2 + 16 ? columns * 2 : tile * 2 + 16),
-        parts_stride(tile + 8),
+        parts_stride(4 * shared_config(row_class, columns).row_warps() + 4),
         weights(shared_config(row_class, columns).rows() * columns * 2),
         b(weights + shared_config(row_class, columns).rows() * row_bytes),
         value_b(b + 2 * tile_bytes),
         column_parts(value_b + 2 * tile_bytes),
-        row_bias(column_parts +
-                 shared_config(row_class, columns).row_warps() * 4 * parts_stride * 4),
+        row_bias(column_parts + tile * parts_stride * 4),
         row_reference(row_bias + shared_config(row_class, columns).rows() * 4),
         row_parts(row_reference + shared_config(row_class, columns).rows() * 4),
         warp_parts(row_parts + (shared_config(row_class, columns).column_groups == 2) * 2 *

@@ -223,6 +223,9 @@ MMER_DEVICE float shuffle(float value, int lane) {
 MMER_DEVICE bool any_lane(bool condition) {
   return __any_sync(0xFFFFFFFFu, condition);
 }
+MMER_DEVICE bool all_lanes(bool condition) {
+  return __all_sync(0xFFFFFFFFu, condition);
+}
 
 // Over the four threads that hold one row of an accumulator.
 MMER_DEVICE float row_maximum(float x) {

@@ -11,18 +11,21 @@ template <class Element, int columns, int threads>
 struct PairLoader {
   using Loader = RowLoader<Element, columns, threads>;
   using HeadTile = Tile<Element, columns>;
+  const SharedSide& side;
   Loader x, value;
-  Visibility visible;
-  bool plain;  // no step before the end is hidden, and all rows are aligned
+  int end;        // of the steps that are loaded
+  int plain_end;  // before it no step is hidden, and all rows are aligned
   uint32_t thread_place;
 
-  MMER_DEVICE PairLoader(const Rows& x, const Rows& value, Visibility visible, int batch, int head)
-      : x(x, batch, head),
-        value(value, batch, head),
-        visible(visible),
-        plain(!visible.mask_gmem && x.aligned && value.aligned),
+  MMER_DEVICE PairLoader(const SharedSide& side, int end, int batch, int head)
+      : side(side),
+        x(side.x, batch, head),
+        value(side.value, batch, head),
+        end(end),
+        plain_end(
+            kept(static_cast<uint32_t>(x.aligned && value.aligned ? side.whole_end(end) : 0))),
         thread_place(kept(Loader::first_place(HeadTile{0}))) {
-    for (Loader* loader : {&this->x, &this->value}) {
+    for (Loader* loader : {&x, &value}) {
       loader->first_gmem = kept(loader->first_gmem);
       loader->first_bytes = kept(static_cast<uint32_t>(loader->first_bytes));
     }
@@ -30,7 +33,7 @@ struct PairLoader {
 
   template <int rows>
   MMER_DEVICE bool is_plain(int first) const {
-    return Loader::template steady<rows> && plain && first + rows <= visible.time;
+    return Loader::template steady<rows> && first + rows <= plain_end;
   }
 
   // Starts to load two tiles (rows, columns), `distance` bytes apart: steps from `first` on.
@@ -44,8 +47,8 @@ struct PairLoader {
         return;
       }
     }
-    Loader::template load_two<rows, distance>(x, value, x_smem, first, visible.whole(first + rows),
-                                              is_visible);
+    Loader::template load_two<rows, distance>(x, value, x_smem, first,
+                                              first + rows <= side.whole_end(end), is_visible);
   }
 };
 

@@ -61,9 +61,11 @@ Plan forward_plan(ForwardProblem& problem, const Shape& shape, const CallOptions
 //   shorter side       form                       why
 //   up to 384 rows     S once, a block a head     0.6 of the instructions; every tensor is read and
 //                                                 written once
-//   up to four groups  S once, a block a group,   0.65 of the instructions with two groups and 0.45
-//   of rows            then merge_groups          of the bytes, although the columns' outputs pass
+//   up to four groups  S once, a block a head     0.59 of the instructions with two groups and 0.34
+//   of rows            that takes them in turns   of the bytes, although the columns' outputs pass
 //                                                 through parts in float32
+//   the same, fewer    S once, a block a group,   more blocks, where that makes them end sooner
+//   heads              then merge_groups
 //   longer             both directions in one     the parts grow with the groups, and so does what
 //                      launch, directed_forward   has to be merged
 //   few heads          directed_forward           a block a head or group would leave more than
@@ -76,9 +78,15 @@ Plan forward_plan(ForwardProblem& problem, const Shape& shape, const CallOptions
 // a smaller one and more groups.
 struct OnceForm {
   int groups;  // 0: S once is not for this call
+  int turns;   // groups of a block
   int rows_a_group;
   int row_class;
 };
+
+// How often all multiprocessors get a block, the last time perhaps not all.
+int64_t waves_of(int64_t blocks, const DeviceLimits& device) {
+  return tiles_of(blocks, device.multiprocessors);
+}
 
 OnceForm once_form(const PairCall& call, const Shape& shape, const DeviceLimits& device) {
   const int64_t times[2] = {call.a.query.shape[2], call.b.query.shape[2]};
@@ -94,9 +102,15 @@ OnceForm once_form(const PairCall& call, const Shape& shape, const DeviceLimits&
     if (groups > most_row_groups || 2 * shape.batch_heads() * groups < device.multiprocessors) {
       continue;
     }
+    const bool takes_turns =
+        !block.is_short() && groups * waves_of(shape.batch_heads(), device) <=
+                                 waves_of(groups * shape.batch_heads(), device);
+    // Blocks should end together; in turns, all warps should have something to do.
     const int64_t rows_a_group =
-        tiles_of(tiles_of(rows, groups), block.row_step()) * block.row_step();
-    form = {static_cast<int>(groups), static_cast<int>(rows_a_group), row_class};
+        takes_turns ? row_class
+                    : tiles_of(tiles_of(rows, groups), block.row_step()) * block.row_step();
+    form = {static_cast<int>(groups), static_cast<int>(takes_turns ? groups : 1),
+            static_cast<int>(rows_a_group), row_class};
     if (groups == 1) break;
   }
   return form;
@@ -117,28 +131,34 @@ std::vector<Plan> shared_forward_plans(const PairCall& call, const Shape& shape,
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
   problem.scale = static_cast<float>(call.options.scale * log2_of_e);
-  problem.row_groups = form.groups;
+  problem.blocks_a_head = form.groups / form.turns;
+  problem.turns = form.turns;
   problem.rows_a_group = form.rows_a_group;
+  // Each turn reads what the one before has left, and leaves its own, but for the last.
+  problem.part_slots = form.turns > 2 ? 2 : 1;
   const SharedSide column_side = problem.columns;
-  const int64_t columns = shape.batch_heads() * column_side.time;
+  const int64_t part_columns =
+      shape.batch_heads() * problem.blocks_a_head * problem.part_slots * column_side.time;
   if (form.groups > 1) {
     const auto floats = [&](int64_t count) {
-      return static_cast<float*>(allocate(form.groups * count * sizeof(float)));
+      return static_cast<float*>(allocate(count * sizeof(float)));
     };
-    problem.parts = floats(columns * shape.columns);
-    problem.part_lse = floats(columns);
+    problem.parts = floats(part_columns * shape.columns);
+    problem.part_sums = floats(part_columns * 2);
+  }
+  if (problem.blocks_a_head > 1) {
     problem.columns.out = {};
     problem.columns.lse = nullptr;
   }
   const SharedClass block{form.row_class, shape.columns};
   std::vector<Plan> plans{make_plan(
       {KernelRole::shared_forward, call.options.element, shape.columns, false, form.row_class},
-      shape.batch_heads() * form.groups, block.threads(), block.shared_bytes(column_side.time),
-      problem)};
-  if (form.groups > 1) {
-    const MergeGroupsProblem merge{problem.parts,    problem.part_lse, column_side.out,
-                                   column_side.lse,  problem.batch,    problem.heads,
-                                   column_side.time, form.groups,      shape.columns};
+      shape.batch_heads() * problem.blocks_a_head, block.threads(),
+      block.shared_bytes(column_side.time), problem)};
+  if (problem.blocks_a_head > 1) {
+    const MergeGroupsProblem merge{problem.parts,    problem.part_sums, column_side.out,
+                                   column_side.lse,  problem.batch,     problem.heads,
+                                   column_side.time, form.groups,       shape.columns};
     plans.push_back(
         row_plan(KernelRole::merge_groups, call.options.element, shape, column_side.time, merge));
   }

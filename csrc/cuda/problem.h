@@ -82,6 +82,9 @@ struct SharedSide {
   Steps mask;
   float* lse;  // (batch, heads, time)
   int32_t time;
+
+  // Of steps before `end`, up to where none is hidden as far as is known without the mask.
+  constexpr int whole_end(int end) const { return mask.data ? 0 : end; }
 };
 
 struct SharedForwardProblem {
@@ -89,10 +92,14 @@ struct SharedForwardProblem {
   SharedSide columns;  // read tile by tile
   int32_t batch, heads;
   float scale;  // of the logits, in units of log2
-  int32_t row_groups, rows_a_group;
-  // What each of several groups finds for the columns: output (groups, batch, heads, time, class of
-  // head dimensions) and log-sum-exp in units of log2, without the last. nullptr: one group.
-  float *parts, *part_lse;
+  // A head's rows are divided into groups: some for blocks of their own, or all of them for one
+  // block, in turns.
+  int32_t blocks_a_head, turns, rows_a_group;
+  // What groups find for the columns: sums of products (blocks, slots, time, class of head
+  // dimensions), and in place of the last the sum of the exponentials and, in units of log2, what
+  // was subtracted from their scores. Each turn reads what the one before has left in its slot.
+  int32_t part_slots;
+  float *parts, *part_sums;
 };
 
 // One sequence in the backward pass: as keys it has values, as queries a gradient of its output.
@@ -166,7 +173,7 @@ struct ChunkCountProblem {
 
 // The columns' outputs of shared_forward, of what its groups of rows found.
 struct MergeGroupsProblem {
-  const float *parts, *part_lse;
+  const float *parts, *part_sums;
   Rows out;
   float* lse;  // (batch, heads, time)
   int32_t batch, heads, time, row_groups;

@@ -32,11 +32,12 @@ struct SharedBlock {
   const int lane, warp, quad, first_of_eight;
   const int row_warp, column_group;
   const int first_value;  // of this warp's part of the columns' outputs
-  const BlockPlace place;
-  const int row_count, warp_row;
-  const int tile_count, row_steps;
-  const bool busy;
-  const HiddenRows hidden;
+  const int warp_row, tile_count;
+  // Of this turn.
+  int turn;
+  BlockPlace place;
+  int row_count, row_steps;
+  bool busy;
 
   unsigned char* const smem;
   const uint32_t base;
@@ -50,10 +51,7 @@ struct SharedBlock {
   float* const bias_smem;
   float* const reference_smem;  // of each column, in the exact pass
 
-  const Visibility row_mask, column_visible;
   const Loader tile_loader;
-  // Where a lane starts to read in a tile: columns of b for the scores, rows of a value.
-  const uint32_t score_place, value_place;
 
   MMER_DEVICE explicit SharedBlock(const SharedForwardProblem& problem)
       : problem(problem),
@@ -64,15 +62,12 @@ struct SharedBlock {
         quad(lane % 4),
         first_of_eight(lane / 4),
         row_warp(warp % row_warps),
-        column_group(warp / row_warps),
+        column_group(column_groups == 1 ? 0 : warp / row_warps),
         first_value(warp % value_warps * warp_values),
-        place(problem),
-        row_count(min(row_side.time - place.first_row, problem.rows_a_group)),
         warp_row(row_warp * row_tiles * 16),
         tile_count((column_side.time + tile - 1) / tile),
-        row_steps((row_count + 15) / 16),
-        busy(warp_row < row_count),
-        hidden(problem.scale),
+        place(problem),
+
         smem(block_smem()),
         base(shared_address(smem)),
         a_smem{base + layout().weights},
@@ -84,17 +79,27 @@ struct SharedBlock {
         warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
         bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
         reference_smem(bias_smem + tile_count * tile),
-        row_mask(row_side.mask, place.batch, place.first_row + row_count),
-        column_visible(column_side.mask, place.batch, column_side.time),
-        tile_loader(column_side.x, column_side.value, column_visible, place.batch, place.head),
-        score_place(kept(HeadTile{0}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2))),
-        value_place(kept(HeadTile{0}.piece(lane % 16, lane / 16))) {}
+
+        tile_loader(column_side, column_side.time, place.batch, place.head) {}
+
+  MMER_DEVICE void take_turn(int number) {
+    turn = number;
+    place = BlockPlace(problem, turn);
+    row_count = place.row_count(problem);
+    row_steps = (row_count + 15) / 16;
+    busy = warp_row < row_count;
+  }
 
   // Two warps of the same rows count their row tiles from different ends.
   MMER_DEVICE int tile_row(int m) const {
     return warp_row + (column_groups == 1 ? m : m ^ column_group) * 16;
   }
-  MMER_DEVICE bool whole_rows(int end) const { return end <= row_count && !row_side.mask.data; }
+  // Where a lane starts to read in a tile: columns of b for the scores, rows of a value.
+  MMER_DEVICE uint32_t score_place() const {
+    return kept(HeadTile{0}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2));
+  }
+  MMER_DEVICE uint32_t value_place() const { return kept(HeadTile{0}.piece(lane % 16, lane / 16)); }
+  MMER_DEVICE bool whole_rows(int end) const { return end <= row_side.whole_end(row_count); }
   // Of a strip's columns, those of this thread: 2 quad, 2 quad + 1, and 8 further.
   MMER_DEVICE int strip_column(int strip, int n, int e) const {
     return strip * 16 + n * 8 + quad * 2 + e % 2;
@@ -102,27 +107,40 @@ struct SharedBlock {
   MMER_DEVICE int strip_count(int number) const {
     return busy ? min((column_side.time - number * tile + 15) >> 4, strips) : 0;
   }
+  // Of a column's sum or maximum in a tile; steps of 16 bytes are in different banks.
+  static MMER_DEVICE int part_place(int column, int part) {
+    return column * layout().parts_stride + column / 8 % 2 * 4 + part;
+  }
   // Where the sums of a row's products start.
   MMER_DEVICE float row_start(int m, int half) const {
     return row_bias_smem[tile_row(m) + half * 8 + first_of_eight];
   }
 
-  // Writes down which rows and columns are real; returns whether there are any of both.
-  MMER_DEVICE bool mark_visible() const {
+  // Writes down which are real.
+  MMER_DEVICE void mark_columns() const {
+    mark_steps<threads>(bias_smem, tile_count * tile, -infinity,
+                        Visibility(column_side.mask, place.batch, column_side.time));
+  }
+  MMER_DEVICE void mark_rows() const {
     if (!busy && column_group == 0) {
-      for (int n = lane; n < 4 * layout().parts_stride; n += 32) {
-        parts_smem[row_warp * 4 * layout().parts_stride + n] = 0.0f;
+      for (int column = lane; column < tile; column += 32) {
+        for (int n = 0; n < 4; ++n) parts_smem[part_place(column, row_warp * 4 + n)] = 0.0f;
       }
     }
-    const bool sees_rows = mark_steps<threads>(row_bias_smem, rows, hidden.score, [&](int row) {
-      return row_mask(place.first_row + row);
-    });
-    return mark_steps<threads>(bias_smem, tile_count * tile, -infinity, column_visible) & sees_rows;
+    const Visibility visible(row_side.mask, place.batch, place.first_row + row_count);
+    mark_steps<threads>(row_bias_smem, rows, hidden().score,
+                        [&](int row) { return visible(place.first_row + row); });
+  }
+  // Worked out anew: nothing is kept for it.
+  MMER_DEVICE HiddenRows hidden() const { return HiddenRows(kept(problem.scale)); }
+  MMER_DEVICE bool sees_something() const {
+    return is_any_marked<threads>(row_bias_smem, rows) &&
+           is_any_marked<threads>(bias_smem, tile_count * tile);
   }
 
   // a, v_a (rows, columns)
   MMER_DEVICE void load_rows() const {
-    const Loader loader(row_side.x, row_side.value, row_mask, place.batch, place.head);
+    const Loader loader(row_side, place.first_row + row_count, place.batch, place.head);
     loader.template load<rows, layout().value_a - layout().weights>(
         a_smem, place.first_row,
         [&](int step) { return row_bias_smem[step - place.first_row] == 0.0f; });
@@ -132,13 +150,13 @@ struct SharedBlock {
   MMER_DEVICE void load_tile(int number) const { load_tile(number, tile_loader); }
   // The same where it is rarely done, or where registers are scarce: nothing is kept for it.
   MMER_DEVICE void load_tile_anew(int number) const {
-    const int same_batch = kept(static_cast<uint32_t>(place.batch));
-    load_tile(number,
-              Loader(column_side.x, column_side.value, column_visible, same_batch, place.head));
+    const BlockPlace same_place(problem, turn);
+    load_tile(number, Loader(column_side, column_side.time, same_place.batch, same_place.head));
   }
-  MMER_DEVICE uint32_t tile_address(int number) const {
-    return base + layout().b + number % 2 * layout().tile_bytes;
+  static MMER_DEVICE uint32_t tile_offset(int number) {
+    return layout().b + number % 2 * layout().tile_bytes;
   }
+  MMER_DEVICE uint32_t tile_address(int number) const { return base + tile_offset(number); }
 
  private:
   MMER_DEVICE void load_tile(int number, const Loader& loader) const {
@@ -162,10 +180,10 @@ struct SharedRows {
   uint32_t a_rmem[row_tiles][columns / 16][4];
   float out_rmem[row_tiles][columns / 8][4];
   float sum[row_tiles][2];
-  bool hides;
+  bool whole;  // none is hidden
 
   MMER_DEVICE explicit SharedRows(const Block& block)
-      : hides(!block.whole_rows(block.warp_row + row_tiles * 16)) {
+      : whole(block.whole_rows(block.warp_row + row_tiles * 16)) {
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll
@@ -180,7 +198,7 @@ struct SharedRows {
     using Element = typename Block::Element;
 #pragma unroll
     for (int m = 0; m < row_tiles; ++m) set_zero(scores[m]);
-    if (hides) {
+    if (!whole) {
 #pragma unroll
       for (int m = 0; m < row_tiles; ++m) {
 #pragma unroll

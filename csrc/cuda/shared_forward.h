@@ -58,14 +58,14 @@ MMER_DEVICE bool add_up_rows(const Block& block, SharedRows<Block>& own) {
 // A pass over b for both outputs; returns whether a sum left the safe range.
 template <bool exact, class Block>
 MMER_DEVICE int attend(const Block& block, SharedRows<Block>& own,
-                       const ColumnResults<Block>& results, float reference) {
+                       const ColumnResults<Block>& results, float shift) {
   int unsafe = 0;
 #pragma unroll
   for (int m = 0; m < Block::row_tiles; ++m) {
     set_zero(own.out_rmem[m]);
     own.sum[m][0] = own.sum[m][1] = 0.0f;
   }
-  const SharedPass<Block, exact> pass(block, reference);
+  const SharedPass<Block, exact> pass(block, shift);
   for (int number = 0; number < block.tile_count; ++number) {
     if constexpr (exact) {
       block.load_tile_anew(number + 1);
@@ -104,13 +104,14 @@ MMER_DEVICE void exchange_outputs(const Block& block, SharedRows<Block>& own) {
 }
 
 template <class Block>
-MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float reference) {
+MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float shift) {
   const SharedSide& side = block.row_side;
-  const bool exact = reference == no_reference;
+  const bool exact = shift == no_shift;
   if constexpr (Block::column_groups == 2) exchange_outputs(block, own);
   // Worked out anew: nothing is kept for it during the passes.
   const int lane_row = kept(static_cast<uint32_t>(block.first_of_eight));
-  const BlockPlace place(block.problem);
+  const BlockPlace place(block.problem, block.turn);
+  const int row_count = place.row_count(block.problem);
   float* const lse_gmem = side.lse + int64_t{place.batch_head} * side.time + place.first_row;
   const RowWriter<typename Block::Element, Block::columns, Block::columns> writer(
       side.out, place.batch, place.head, 0);
@@ -123,42 +124,51 @@ MMER_DEVICE void finish_rows(const Block& block, SharedRows<Block>& own, float r
       const int row = first_row + half * 8 + lane_row;
       const float sum = own.sum[m][half];
       inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;
-      if (block.quad == 0 && row < block.row_count) {
-        const float point = exact ? block.row_reference_smem[row] : reference;
+      if (block.quad == 0 && row < row_count) {
+        const float point = exact ? block.row_reference_smem[row] : -shift;
         lse_gmem[row] = sum > 0.0f ? (log2_fast(sum) + point) * ln_2 : -infinity;
       }
     }
-    if (first_row >= block.row_count) continue;
+    if (first_row >= row_count) continue;
     clear_rows(own.out_rmem[m], inverse);
     writer.store(block.a_smem.address + first_row * Block::HeadTile::row_bytes,
-                 place.first_row + first_row, place.first_row + block.row_count,
+                 place.first_row + first_row, place.first_row + row_count,
                  [&](int n, int e) { return own.out_rmem[m][n][e] * inverse[e / 2]; });
   }
 }
 
 template <class Element, int columns, int row_class>
 MMER_DEVICE void shared_forward(const SharedForwardProblem& problem) {
-  const SharedBlock<Element, columns, row_class> block(problem);
-  const ColumnResults results(block);
-  // Sums of nothing are as they should be.
-  const bool sees_something = block.mark_visible();
-  block.load_rows();
-  block.load_tile(0);
-  cp_async_commit();
-  cp_async_wait<0>();
-  __syncthreads();
-  SharedRows own(block);
-  __syncthreads();  // P takes a's place
-  float reference = find_reference(block, own);
+  SharedBlock<Element, columns, row_class> block(problem);
+  block.mark_columns();
+  // Minus the reference, of a turn that saw something.
+  float shift = 0.0f;
+#pragma unroll 1
+  for (int turn = 0; turn < problem.turns; ++turn) {
+    block.take_turn(turn);
+    const ColumnResults results(block);
+    block.mark_rows();
+    __syncthreads();
+    block.load_rows();
+    block.load_tile(0);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();
+    SharedRows own(block);
+    __syncthreads();  // P takes a's place
+    // The one of the turn before is likely to do.
+    if (shift == 0.0f || shift == no_shift) shift = -find_reference(block, own);
 
-  const int unsafe = attend<false>(block, own, results, reference);
-  if (__syncthreads_or(unsafe && sees_something)) {
-    reference = no_reference;
-    find_maxima(block, own);
-    attend<true>(block, own, results, reference);
+    const int unsafe = attend<false>(block, own, results, shift);
+    // Sums of nothing are as they should be, if no turn before has found something.
+    if (__syncthreads_or(unsafe) && (turn > 0 || block.sees_something())) {
+      shift = no_shift;
+      find_maxima(block, own, results);
+      attend<true>(block, own, results, shift);
+    }
+    cp_async_wait<0>();
+    finish_rows(block, own, shift);
   }
-  cp_async_wait<0>();
-  finish_rows(block, own, reference);
 }
 
 }  // namespace mmer::cuda

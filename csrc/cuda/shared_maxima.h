@@ -14,7 +14,7 @@ MMER_DEVICE float find_reference(const Block& block, const SharedRows<Block>& ro
   float largest = -infinity;
   if (block.column_group == 0) {
     float scores_rmem[Block::row_tiles][2][4];
-    rows.multiply_strip(scores_rmem, block, block.tile_address(0) + block.score_place);
+    rows.multiply_strip(scores_rmem, block, block.tile_address(0) + block.score_place());
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const float bias = block.bias_smem[block.strip_column(0, e / 4, e)];
@@ -31,7 +31,7 @@ MMER_DEVICE float find_reference(const Block& block, const SharedRows<Block>& ro
   __syncthreads();
   largest = block.warp_parts_smem[0];
   for (int n = 1; n < Block::row_warps; ++n) largest = fmaxf(largest, block.warp_parts_smem[n]);
-  return largest > block.hidden.nothing_seen ? largest - Range::first_maximum : 0.0f;
+  return largest > block.hidden().nothing_seen ? largest - Range::first_maximum : 0.0f;
 }
 
 // The maximum of each column over the rows of a warp, for the strips of a tile.
@@ -44,7 +44,7 @@ MMER_DEVICE void find_strip_maxima(const Block& block, const SharedRows<Block>& 
     float scores_rmem[Block::row_tiles][2][4];
     rows.multiply_strip(
         scores_rmem, block,
-        block.tile_address(number) + block.score_place + strip * Block::strip_bytes);
+        block.tile_address(number) + block.score_place() + strip * Block::strip_bytes);
     float column_max[4] = {-infinity, -infinity, -infinity, -infinity};
 #pragma unroll
     for (int m = 0; m < Block::row_tiles; ++m) {
@@ -65,8 +65,8 @@ MMER_DEVICE void find_strip_maxima(const Block& block, const SharedRows<Block>& 
         column_max[n] = fmaxf(column_max[n], shuffle_xor(column_max[n], lanes));
       }
       if (block.first_of_eight == 0) {
-        block.parts_smem[block.row_warp * Block::layout().parts_stride +
-                         block.strip_column(strip, n / 2, n)] = column_max[n];
+        block.parts_smem[Block::part_place(block.strip_column(strip, n / 2, n), block.row_warp)] =
+            column_max[n];
       }
     }
   }
@@ -74,7 +74,8 @@ MMER_DEVICE void find_strip_maxima(const Block& block, const SharedRows<Block>& 
 
 // The maximum of every row and of every column, for the exact pass; starts to load its first tile.
 template <class Block>
-MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) {
+MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows,
+                             const ColumnResults<Block>& results) {
   constexpr int tile = Block::tile, row_tiles = Block::row_tiles;
   float row_max[row_tiles][2];
 #pragma unroll
@@ -87,13 +88,13 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
     find_strip_maxima(block, rows, number, row_max);
     __syncthreads();
     const int busy_warps = (block.row_count + row_tiles * 16 - 1) / (row_tiles * 16);
-    for (int column = threadIdx.x; column < tile; column += Block::threads) {
-      float largest = -infinity;
+    for (int in_tile = threadIdx.x; in_tile < tile; in_tile += Block::threads) {
+      const int column = number * tile + in_tile;
+      float largest = results.earlier_point(column);
       for (int n = 0; n < busy_warps; ++n) {
-        largest = fmaxf(largest, block.parts_smem[n * Block::layout().parts_stride + column]);
+        largest = fmaxf(largest, block.parts_smem[Block::part_place(in_tile, n)]);
       }
-      block.reference_smem[number * tile + column] =
-          largest > block.hidden.nothing_seen ? largest : 0.0f;
+      block.reference_smem[column] = largest > block.hidden().nothing_seen ? largest : 0.0f;
     }
     __syncthreads();
   }
@@ -108,8 +109,8 @@ MMER_DEVICE void find_maxima(const Block& block, const SharedRows<Block>& rows) 
         if (block.quad != 0 || block.column_group != turn) continue;
         if (turn > 0) largest = fmaxf(largest, point);
         // What no group has seen must stay below what the next one finds.
-        point =
-            largest > block.hidden.nothing_seen || turn + 1 < Block::column_groups ? largest : 0.0f;
+        point = largest > block.hidden().nothing_seen || turn + 1 < Block::column_groups ? largest
+                                                                                         : 0.0f;
       }
     }
     __syncthreads();

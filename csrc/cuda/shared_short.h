@@ -27,7 +27,7 @@ MMER_DEVICE float find_short_reference(const Block& block) {
   block.template multiply_strip<1, 16>(scores_rmem, first_strip, block.warp * 16);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float bias = block.column_bias(0, half);
+    const float bias = block.column_biases(0)[8 * half];
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float score = scores_rmem[0][e / 2][2 * half + e % 2];
@@ -39,7 +39,7 @@ MMER_DEVICE float find_short_reference(const Block& block) {
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < Block::warps; ++n) largest = fmaxf(largest, block.warp_parts_smem[n]);
-  return largest > block.hidden.nothing_seen ? largest - Range::first_maximum : 0.0f;
+  return largest > block.hidden().nothing_seen ? largest - Range::first_maximum : 0.0f;
 }
 
 // The maximum of each row over all columns, for the exact pass.
@@ -56,9 +56,10 @@ MMER_DEVICE void find_row_maxima(const Block& block) {
     __syncwarp();
     float scores_rmem[Block::strip_tiles][Block::rows / 8][4];
     block.template multiply_strip<Block::strip_tiles, Block::rows>(scores_rmem, block.b_place, 0);
+    const float* const biases_smem = block.column_biases(number);
 #pragma unroll
     for (int eighth = 0; eighth < 2 * Block::strip_tiles; ++eighth) {
-      const float bias = block.column_bias(number, eighth);
+      const float bias = biases_smem[8 * eighth];
 #pragma unroll
       for (int n = 0; n < Block::rows / 4; ++n) {
         const float score = scores_rmem[eighth / 2][n / 2][eighth % 2 * 2 + n % 2];
@@ -82,7 +83,7 @@ MMER_DEVICE void find_row_maxima(const Block& block) {
     for (int n = 0; n < Block::warps; ++n) {
       largest = fmaxf(largest, block.row_parts_smem[n * Block::rows + row]);
     }
-    block.row_reference_smem[row] = largest > block.hidden.nothing_seen ? largest : 0.0f;
+    block.row_reference_smem[row] = largest > block.hidden().nothing_seen ? largest : 0.0f;
   }
   __syncthreads();
 }
@@ -140,7 +141,9 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
   unrolled<2 * count>(
       [&](auto n) { add_words(upper[n / count][n % count], load_shared<n * 512>(first)); });
   const SharedSide& side = block.row_side;
+  // Worked out anew: nothing is kept for it during the passes.
   const BlockPlace place(block.problem);
+  const int row_count = place.row_count(block.problem);
   float* const lse_gmem = side.lse + int64_t{place.batch_head} * side.time + place.first_row;
   float inverse[2][2];
 #pragma unroll
@@ -150,7 +153,7 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
       const int row = block.last_row(m, half);
       const float total = block.row_parts_smem[row];
       inverse[m][half] = total > 0.0f ? 1.0f / total : 0.0f;
-      if (block.quad == 0 && block.half == 0 && row < block.row_count) {
+      if (block.quad == 0 && block.half == 0 && row < row_count) {
         const float point = reference == no_reference ? block.row_reference_smem[row] : reference;
         lse_gmem[row] = total > 0.0f ? (log2_fast(total) + point) * ln_2 : -infinity;
       }
@@ -158,12 +161,12 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
     clear_rows(upper[m], inverse[m]);
   }
   const int first_row = block.pair * 32;
-  if (first_row >= block.row_count) return;
+  if (first_row >= row_count) return;
   const RowWriter<typename Block::Element, Block::columns, Block::half_columns> writer(
       side.out, place.batch, place.head, block.half * Block::half_columns);
   writer.template store<2>(
       block.base + first_row * Block::HeadTile::row_bytes, place.first_row + first_row,
-      place.first_row + block.row_count,
+      place.first_row + row_count,
       [&](int n, int e) { return upper[n / count][n % count][e] * inverse[n / count][e / 2]; });
 }
 
@@ -172,11 +175,8 @@ MMER_DEVICE void shared_short_forward(const SharedForwardProblem& problem) {
   const ShortBlock<Element, columns> block(problem);
   using Block = ShortBlock<Element, columns>;
   const ColumnResults results(block);
-  const bool sees_rows = mark_steps<Block::threads>(
-      block.row_bias_smem, Block::rows, block.hidden.score,
-      [&](int row) { return block.row_mask(block.place.first_row + row); });
-  const bool sees_columns = mark_steps<Block::threads>(
-      block.bias_smem, block.strip_count * Block::strip, -infinity, block.column_visible);
+  block.mark_visible();
+  __syncthreads();
   block.load_rows();
   block.load_b(block.first_strip);
   block.load_value_b(block.first_strip);
@@ -188,7 +188,7 @@ MMER_DEVICE void shared_short_forward(const SharedForwardProblem& problem) {
   int unsafe = attend_strips<false>(block, own, results, reference);
   unsafe |= add_up_short_rows(block, own);
   // Sums of nothing are as they should be.
-  if (__syncthreads_or(unsafe && sees_rows && sees_columns)) {
+  if (__syncthreads_or(unsafe) && block.sees_something()) {
     reference = no_reference;
     find_row_maxima(block);
     __syncwarp();

@@ -17,6 +17,7 @@ struct ShortBlock {
   static constexpr int half_columns = columns / 2;
   // Of a column's output a warp has all.
   static constexpr int warp_values = columns, first_value = 0;
+  static constexpr int turn = 0;  // of one
   static constexpr ShortSmem layout() { return ShortSmem(columns); }
   using HeadTile = Tile<Element, columns>;
   using Places = LanePlaces<Element, columns>;
@@ -31,7 +32,6 @@ struct ShortBlock {
   const int row_count;
   // The strips are dealt out to the pairs in turn: the other one of a pair has the one two further.
   const int first_strip, strip_count;
-  const HiddenRows hidden;
 
   unsigned char* const smem;
   const uint32_t base, strip_smem;  // strip_smem: b, v_b and P of this warp
@@ -39,7 +39,6 @@ struct ShortBlock {
   float *const row_parts_smem, *const warp_parts_smem;  // (warps, rows); a float each
   float* const bias_smem;                               // of each column
 
-  const Visibility row_mask, column_visible;
   const PairLoader<Element, columns, 32> strip_loader;
   // Where a lane reads: rows of a for the scores, rows of v_a, rows of b, and of v_b this warp's
   // half of the values; and its words of P.
@@ -59,10 +58,9 @@ struct ShortBlock {
         pair(warp / 2),
         half(warp % 2),
         place(problem),
-        row_count(min(row_side.time - place.first_row, problem.rows_a_group)),
+        row_count(place.row_count(problem)),
         first_strip(half * 2 + pair),
         strip_count((column_side.time + strip - 1) / strip),
-        hidden(problem.scale),
         smem(dynamic_smem()),
         base(shared_address(smem)),
         strip_smem(kept(base + layout().strips + warp * layout().strip_bytes)),
@@ -71,9 +69,8 @@ struct ShortBlock {
         row_parts_smem(reinterpret_cast<float*>(smem + layout().row_parts)),
         warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
         bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
-        row_mask(row_side.mask, place.batch, place.first_row + row_count),
-        column_visible(column_side.mask, place.batch, column_side.time),
-        strip_loader(column_side.x, column_side.value, column_visible, place.batch, place.head),
+
+        strip_loader(column_side, column_side.time, place.batch, place.head),
         a_place(kept(HeadTile{base}.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2))),
         value_a_place(kept(HeadTile{base + layout().value_a}.piece(lane % 16, lane / 16))),
         b_place(kept(HeadTile{strip_smem}.piece(lane % 16, lane / 16))),
@@ -83,25 +80,40 @@ struct ShortBlock {
         to_other_warp(half == 0 ? layout().strip_bytes : -layout().strip_bytes),
         row_bias_place(base + layout().row_bias + quad * 8) {}
 
-  MMER_DEVICE bool whole_rows() const { return rows <= row_count && !row_side.mask.data; }
+  MMER_DEVICE bool whole_rows() const { return rows <= row_side.whole_end(row_count); }
   // Of the row block of a thread's n-th accumulator, the first of its two.
   MMER_DEVICE int row_pair(int n) const { return n * 8 + quad * 2; }
   // Of the rows that this thread ends with, in two tiles.
   MMER_DEVICE int last_row(int m, int half) const {
     return pair * 32 + m * 16 + half * 8 + first_of_eight;
   }
-  // What is added to the scores of a column: 8 `eighth` + lane / 4 of a strip.
-  MMER_DEVICE float column_bias(int number, int eighth) const {
-    return bias_smem[number * strip + eighth * 8 + first_of_eight];
+  // What is added to the scores of a strip's columns lane / 4, and of every eighth from there on.
+  MMER_DEVICE const float* column_biases(int number) const {
+    return bias_smem + number * strip + kept(threadIdx.x) % 32 / 4;
   }
   // The two warps of a pair.
   MMER_DEVICE void synchronize_pair() const {
     asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
   }
 
+  // Worked out anew: nothing is kept for it.
+  MMER_DEVICE HiddenRows hidden() const { return HiddenRows(scale); }
+  // Writes down which rows and columns are real.
+  MMER_DEVICE void mark_visible() const {
+    const Visibility rows_visible(row_side.mask, place.batch, place.first_row + row_count);
+    mark_steps<threads>(row_bias_smem, rows, hidden().score,
+                        [&](int row) { return rows_visible(place.first_row + row); });
+    mark_steps<threads>(bias_smem, strip_count * strip, -infinity,
+                        Visibility(column_side.mask, place.batch, column_side.time));
+  }
+  MMER_DEVICE bool sees_something() const {
+    return is_any_marked<threads>(row_bias_smem, rows) &&
+           is_any_marked<threads>(bias_smem, strip_count * strip);
+  }
+
   // a, v_a (rows, columns)
   MMER_DEVICE void load_rows() const {
-    const PairLoader<Element, columns, threads> loader(row_side.x, row_side.value, row_mask,
+    const PairLoader<Element, columns, threads> loader(row_side, place.first_row + row_count,
                                                        place.batch, place.head);
     loader.template load<rows, layout().value_a>(HeadTile{base}, place.first_row, [&](int step) {
       return row_bias_smem[step - place.first_row] == 0.0f;
@@ -156,7 +168,8 @@ struct ShortBlock {
       if (strip_loader.template is_plain<strip>(first)) {
         loader.template load_whole<strip, 0>(tile_smem.address + strip_loader.thread_place, first);
       } else {
-        loader.template load<strip>(tile_smem, first, column_visible.whole(first + strip),
+        loader.template load<strip>(tile_smem, first,
+                                    first + strip <= column_side.whole_end(column_side.time),
                                     [&](int column) { return bias_smem[column] == 0.0f; });
       }
     }

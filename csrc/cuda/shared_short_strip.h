@@ -73,9 +73,10 @@ struct ShortWeights {
     float bias[2 * tiles], summand[2 * tiles], column_sum[2 * tiles];
     point = reference;
     block.template multiply_strip<tiles, Block::rows>(scores_rmem, block.b_place, 0);
+    const float* const biases_smem = block.column_biases(number);
 #pragma unroll
     for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
-      bias[eighth] = block.column_bias(number, eighth);
+      bias[eighth] = biases_smem[8 * eighth];
       float of_column = reference;
       if constexpr (exact) {
         float largest = -infinity;
@@ -85,7 +86,7 @@ struct ShortWeights {
           largest = fmaxf(largest, fmaf(score, block.scale, bias[eighth]));
         }
         largest = row_maximum(largest);
-        of_column = largest > block.hidden.nothing_seen ? largest : 0.0f;
+        of_column = largest > block.hidden().nothing_seen ? largest : 0.0f;
         if (block.quad == eighth) point = of_column;
       }
       summand[eighth] = bias[eighth] - of_column;
@@ -155,19 +156,15 @@ MMER_DEVICE int finish_strip(const Block& block, const ColumnResults<Block>& res
   const int lane = kept(threadIdx.x % 32);  // worked out anew: a register less throughout
   const int column = number * Block::strip + lane % 4 * 8 + lane / 4;
   const int unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(weights.sum);
-  if (column < block.column_side.time) results.store_lse(column, weights.sum, weights.point);
+  if (column < block.column_side.time) results.store_sum(column, weights.sum, weights.point);
   const float column_inverse = weights.sum > 0.0f ? 1.0f / weights.sum : 0.0f;
   float inverse[tiles][2];
 #pragma unroll
   for (int eighth = 0; eighth < 2 * tiles; ++eighth) {
     inverse[eighth / 2][eighth % 2] = shuffle(column_inverse, (lane & 28) + eighth);
   }
-#pragma unroll
-  for (int t = 0; t < tiles; ++t) clear_rows(out_rmem[t], inverse[t]);
   // Through b, which is done with.
-  results.template store<tiles>(block.strip_smem, number * Block::strip, [&](int n, int e) {
-    return out_rmem[n / count][n % count][e] * inverse[n / count][e / 2];
-  });
+  results.store(block.strip_smem, number * Block::strip, out_rmem, inverse);
   return unsafe;
 }
 

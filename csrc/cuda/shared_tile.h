@@ -19,27 +19,28 @@ struct SharedPass {
   static constexpr int warp_values = Block::warp_values;
 
   const Block& block;
-  const float reference, scale;
+  const float shift, scale;  // of the scores: what is added, and before that multiplied
   uint32_t weights_places[column_groups];  // where a lane stores what it has of P
   const uint32_t sum_place;  // where it stores the sums that it is left with, of two columns
   // Where it starts to read P^T and the values for out_b.
   const int tile_column;
-  const uint32_t transposed_place, value_place;
+  const uint32_t transposed_place, value_a_place;
+  const uint32_t b_place;  // the same in b, and further on in v_b
 
-  MMER_DEVICE SharedPass(const Block& block, float reference)
+  MMER_DEVICE SharedPass(const Block& block, float shift)
       : block(block),
-        reference(reference),
+        shift(shift),
         scale(block.problem.scale),
-        sum_place(
-            kept(block.base + layout().column_parts +
-                 4 * ((block.row_warp * 4 + block.first_of_eight % 4) * layout().parts_stride +
-                      block.strip_column(0, block.lane / 16, 0)))),
+        sum_place(kept(block.base + layout().column_parts +
+                       4 * Block::part_place(block.strip_column(0, block.lane / 16, 0),
+                                             block.row_warp * 4 + block.first_of_eight % 4))),
         tile_column(block.warp / Block::value_warps * 16),
         transposed_place(kept(block.base + layout().weights +
                               (block.lane / 16 * 8 + block.lane % 8) * layout().row_bytes +
                               tile_column * 2 + block.lane / 8 % 2 * 16)),
-        value_place(HeadTile::advance(block.value_a_smem.address + block.value_place,
-                                      block.first_value / 8)) {
+        value_a_place(HeadTile::advance(block.value_a_smem.address + block.value_place(),
+                                        block.first_value / 8)),
+        b_place(block.base + block.column_group * Block::strip_bytes + block.score_place()) {
 #pragma unroll
     for (int m = 0; m < column_groups; ++m) weights_places[m] = kept(weights_place(m));
   }
@@ -47,26 +48,25 @@ struct SharedPass {
   // The strips of this warp: P to shared memory, the columns' sums, and
   // out_a (16 row_tiles, columns) += P v_b.
   MMER_DEVICE void attend_strips(SharedRows<Block>& own, int number) const {
-    const bool hides_columns = !block.column_visible.whole(number * tile + tile);
+    // Of all lanes, which is the same: it would be worked out for each strip.
+    const bool whole =
+        all_lanes(number * tile + tile <= block.column_side.whole_end(block.column_side.time));
     int strips_left = block.strip_count(number) - block.column_group;
-    const uint32_t b_address = block.tile_address(number);
-    const uint32_t group_bytes = block.column_group * Block::strip_bytes;
-    uint32_t score_address = b_address + group_bytes + block.score_place;
-    uint32_t value_address =
-        b_address + layout().value_b - layout().b + group_bytes + block.value_place;
+
+    uint32_t b_address = Block::tile_offset(number) + b_place;
+
     uint32_t strip_offset = block.column_group * 32;
 #pragma unroll 1
     for (; strips_left > 0; strips_left -= column_groups) {
-      score_address = kept(score_address);
-      value_address = kept(value_address);
+      b_address = kept(b_address);
       strip_offset = kept(strip_offset);
       const int first_column = number * tile + strip_offset / 2;  // of the strip
       float scores_rmem[row_tiles][2][4];
-      own.multiply_strip(scores_rmem, block, score_address);
+      own.multiply_strip(scores_rmem, block, b_address);
       float summand[4];  // of the exponents of this thread's columns
 #pragma unroll
-      for (int n = 0; n < 4; ++n) summand[n] = exact ? 0.0f : -reference;
-      if (exact || hides_columns) {
+      for (int n = 0; n < 4; ++n) summand[n] = exact ? 0.0f : shift;
+      if (exact || !whole) {
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           summand[n] += block.bias_smem[first_column + block.strip_column(0, n / 2, n)];
@@ -104,20 +104,21 @@ struct SharedPass {
       }
       // To eight rows' lanes: two of them add up theirs, and leave four parts of the sums.
       add_and_halve<16, 4>(column_sum);
-      store_shared<0>(sum_place + 2 * strip_offset, make_float2(column_sum[0], column_sum[1]));
+      const uint32_t sum_address = sum_place + strip_offset * 2 * layout().parts_stride;
+      store_shared<0>(sum_address, __float_as_uint(column_sum[0]));
+      store_shared<4 * layout().parts_stride>(sum_address, __float_as_uint(column_sum[1]));
       // out_a (16 row_tiles, columns) += P (16 row_tiles, 16) v_b (16, columns)
 #pragma unroll
       for (int n = 0; n < columns / 16; ++n) {
         uint32_t b[4];
-        ldmatrix_transposed(b, HeadTile::advance(value_address, n * 2));
+        ldmatrix_transposed<layout().value_b - layout().b>(b, HeadTile::advance(b_address, n * 2));
 #pragma unroll
         for (int m = 0; m < row_tiles; ++m) {
-          Element::mma(own.out_rmem[m][2 * n], row_weights[m], b[0], b[1]);
-          Element::mma(own.out_rmem[m][2 * n + 1], row_weights[m], b[2], b[3]);
+          Element::mma(own.out_rmem[m][2 * n], row_weights[m], b[0], b[2]);
+          Element::mma(own.out_rmem[m][2 * n + 1], row_weights[m], b[1], b[3]);
         }
       }
-      score_address += column_groups * Block::strip_bytes;
-      value_address += column_groups * Block::strip_bytes;
+      b_address += column_groups * Block::strip_bytes;
       strip_offset += column_groups * 32;
     }
   }
@@ -128,33 +129,43 @@ struct SharedPass {
     const SharedSide& side = block.column_side;
     const int lane = block.lane;
     if (number * tile + tile_column >= side.time) return 0;
-    float out_rmem[warp_values / 8][4];
-    multiply_columns(out_rmem);
     // A column for each half warp's lane.
     const int in_tile = tile_column + lane % 16, column = number * tile + in_tile;
+    const int first_column = number * tile + tile_column;
+    float out_rmem[1][warp_values / 8][4];
+    set_zero(out_rmem[0]);
     float sum = 0.0f;
+    if (block.turn > 0) {
+      sum = results.load_earlier(first_column, column, column_point(column), out_rmem[0]);
+      if (lane >= 16) sum = 0.0f;
+    }
+    multiply_columns(out_rmem[0]);
+    const float* const parts_smem =
+        block.parts_smem + Block::part_place(in_tile, lane / 16 * Block::row_warps * 2);
 #pragma unroll
-    for (int n = 0; n < Block::row_warps * 2; ++n) {
-      const int part = n / 2 * 4 + lane / 16 * 2 + n % 2;  // in different banks
-      sum += block.parts_smem[part * layout().parts_stride + in_tile];
+    for (int n = 0; n < Block::row_warps * 2; n += 4) {
+      const float4 parts = *reinterpret_cast<const float4*>(parts_smem + n);
+      sum += parts.x + parts.y + parts.z + parts.w;
     }
     sum += shuffle_xor(sum, 16);
     const int unsafe = (block.bias_smem[column] == 0.0f) & !is_safe<Element>(sum);
     if (lane < 16 && block.first_value == 0 && column < side.time) {
-      results.store_lse(column, sum, exact ? block.reference_smem[column] : reference);
+      results.store_sum(column, sum, column_point(column));
     }
     const float column_inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
-    const float inverse[2] = {shuffle(column_inverse, block.first_of_eight),
-                              shuffle(column_inverse, block.first_of_eight + 8)};
-    clear_rows(out_rmem, inverse);
-    const auto value = [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; };
-    const int first_column = number * tile + tile_column;
+    const float inverse[1][2] = {{shuffle(column_inverse, block.first_of_eight),
+                                  shuffle(column_inverse, block.first_of_eight + 8)}};
     results.store(block.tile_address(number) + tile_column * HeadTile::row_bytes, first_column,
-                  value);
+                  out_rmem, inverse);
     return unsafe;
   }
 
  private:
+  // What is subtracted from the scores of a column.
+  MMER_DEVICE float column_point(int column) const {
+    return exact ? block.reference_smem[column] : -shift;
+  }
+
   MMER_DEVICE uint32_t weights_place(int m) const {
 #if __CUDA_ARCH__ >= 900
     return layout().weights + (block.tile_row(m) + block.lane % 16) * layout().row_bytes +
@@ -180,11 +191,10 @@ struct SharedPass {
 #endif
   }
 
-  // out_b (16, warp_values) = P^T (16, rows) v_a (rows, warp_values)
+  // out_b (16, warp_values) += P^T (16, rows) v_a (rows, warp_values)
   MMER_DEVICE void multiply_columns(float (&out_rmem)[warp_values / 8][4]) const {
-    set_zero(out_rmem);
     uint32_t weights_address = transposed_place;
-    LanePlaces<Element, columns> values(value_place);
+    LanePlaces<Element, columns> values(value_a_place);
     const auto multiply = [&](auto steps) {
       weights_address = kept(weights_address);
       unrolled<steps>([&](auto step) {

@@ -97,24 +97,31 @@ MMER_DEVICE void merge_groups(const MergeGroupsProblem& problem) {
   const int batch_head = blockIdx.x / blocks_a_head;
   const int step = blockIdx.x % blocks_a_head * block_rows + threadIdx.x / lanes;
   if (step >= problem.time) return;
-  const int64_t rows = int64_t{problem.batch} * problem.heads * problem.time;
-  const int64_t row = int64_t{batch_head} * problem.time + step;
+  // The groups' parts, (batch, heads, groups, time)
+  const int64_t part_row = int64_t{batch_head} * problem.row_groups * problem.time + step;
+  float2 found[most_row_groups];  // a sum and what was subtracted; nothing was where it is 0
   float weights[most_row_groups], largest = -infinity, total = 0.0f;
 #pragma unroll
   for (int group = 0; group < most_row_groups; ++group) {
-    weights[group] = group < problem.row_groups ? problem.part_lse[group * rows + row] : -infinity;
-    largest = fmaxf(largest, weights[group]);
+    found[group] = make_float2(0.0f, -infinity);
+    if (group < problem.row_groups) {
+      found[group] =
+          reinterpret_cast<const float2*>(problem.part_sums)[part_row + group * problem.time];
+    }
+    if (found[group].x == 0.0f) found[group].y = -infinity;
+    largest = fmaxf(largest, found[group].y);
   }
   const float reference = largest > -infinity ? largest : 0.0f;
 #pragma unroll
   for (int group = 0; group < most_row_groups; ++group) {
-    weights[group] = exp2_fast(weights[group] - reference);
-    total += weights[group];
+    weights[group] = exp2_fast(found[group].y - reference);
+    total += weights[group] * found[group].x;
   }
   const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
   const int piece = threadIdx.x % lanes;
   if (piece == 0) {
-    problem.lse[row] = total > 0.0f ? (reference + log2_fast(total)) * ln_2 : -infinity;
+    problem.lse[int64_t{batch_head} * problem.time + step] =
+        total > 0.0f ? (reference + log2_fast(total)) * ln_2 : -infinity;
   }
   Bits* out_gmem = const_cast<Bits*>(head_rows<Bits>(problem.out, batch_head / problem.heads,
                                                      batch_head % problem.heads)) +
@@ -127,7 +134,7 @@ MMER_DEVICE void merge_groups(const MergeGroupsProblem& problem) {
     for (int group = 0; group < most_row_groups; ++group) {
       if (group >= problem.row_groups) break;
       const float4* part_gmem = reinterpret_cast<const float4*>(
-          problem.parts + (group * rows + row) * problem.part_columns + column);
+          problem.parts + (part_row + group * problem.time) * problem.part_columns + column);
       const float factor = weights[group] * inverse;
 #pragma unroll
       for (int n = 0; n < piece_elements / 4; ++n) {

@@ -134,7 +134,7 @@ SHORT = {
     ),
     "hidden columns": Mutation(
         "shared_short_strip.h",
-        "bias[eighth] = block.column_bias(number, eighth)",
+        "bias[eighth] = biases_smem[8 * eighth]",
         "bias[eighth] = 0.0f",
         None,
         time_a=50,

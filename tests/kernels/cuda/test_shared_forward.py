@@ -66,18 +66,18 @@ def test_lengths(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) ->
     products_of(run_forward(one_head(dtype, lengths, head_dim)))
 
 
+GROUPED = [
+    ((150, 170), 16, 99 * 1024, 2),
+    # Of 64 rows each: blocks with room for no more.
+    ((150, 170), 64, 70 * 1024, 3),
+    pytest.param((400, 410), 40, 163 * 1024, 2, marks=pytest.mark.slow),
+    pytest.param((300, 300), 64, 99 * 1024, 3, marks=pytest.mark.slow),
+    pytest.param((150, 260), 128, 163 * 1024, 2, marks=pytest.mark.slow),
+]
+
+
 @elements
-@pytest.mark.parametrize(
-    ("lengths", "head_dim", "shared_bytes", "groups"),
-    [
-        ((150, 170), 16, 99 * 1024, 2),
-        # Of 64 rows each: blocks with room for no more.
-        ((150, 170), 64, 70 * 1024, 3),
-        pytest.param((400, 410), 40, 163 * 1024, 2, marks=pytest.mark.slow),
-        pytest.param((300, 300), 64, 99 * 1024, 3, marks=pytest.mark.slow),
-        pytest.param((150, 260), 128, 163 * 1024, 2, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("lengths", "head_dim", "shared_bytes", "groups"), GROUPED)
 def test_groups_of_rows(
     dtype: torch.dtype,
     lengths: tuple[int, int],
@@ -86,14 +86,44 @@ def test_groups_of_rows(
     groups: int,
 ) -> None:
     case = one_head(dtype, lengths, head_dim)
-    shared, merge = run_forward(case, shared_bytes=shared_bytes).launches
+    machine = run_forward(case, shared_bytes=shared_bytes, multiprocessors=4)
+    shared, merge = machine.launches
     assert "shared_forward" in shared.plan.kernel
     assert "merge_groups" in merge.plan.kernel
     assert shared.plan.blocks == case.tensors[0].shape[0] * groups
 
 
-@pytest.mark.parametrize("change", ["none", "a group is padding", "one group is exact"])
-def test_groups_are_merged_whatever_they_hold(change: str) -> None:
+@elements
+@pytest.mark.parametrize(
+    ("lengths", "head_dim", "shared_bytes"),
+    [
+        ((150, 170), 16, 99 * 1024),
+        pytest.param((390, 33), 16, 163 * 1024, marks=pytest.mark.slow),
+        pytest.param((400, 410), 40, 163 * 1024, marks=pytest.mark.slow),
+        # More than two turns: what one leaves must not be overwritten by the next one's guess.
+        pytest.param((400, 450), 128, 163 * 1024, marks=pytest.mark.slow),
+        pytest.param((400, 390), 32, 99 * 1024, marks=pytest.mark.slow),
+    ],
+)
+def test_groups_of_rows_in_turns(
+    dtype: torch.dtype, lengths: tuple[int, int], head_dim: int, shared_bytes: int
+) -> None:
+    case = one_head(dtype, lengths, head_dim)
+    machine = run_forward(case, shared_bytes=shared_bytes)
+    products_of(machine)
+    (shared,) = machine.launches
+    assert shared.plan.blocks == case.tensors[0].shape[0]
+
+
+# Blocks of their own for the groups of rows of one head, or turns of one block.
+SPREAD, IN_TURNS = 2, 1
+
+
+@pytest.mark.parametrize("multiprocessors", [SPREAD, IN_TURNS])
+@pytest.mark.parametrize(
+    "change", ["none", "a group is padding", "the last group is padding", "one group is exact"]
+)
+def test_groups_are_merged_whatever_they_hold(change: str, multiprocessors: int) -> None:
     case = make_pair(
         "shared_cross_attention",
         dtype=torch.bfloat16,
@@ -104,16 +134,24 @@ def test_groups_are_merged_whatever_they_hold(change: str) -> None:
         head_dim=16,
         masks=True,
     )
+    # Rows of the first group: in turns, as many as a block takes.
+    first = 128 if multiprocessors == IN_TURNS else 96
     with torch.no_grad():
         if change == "a group is padding":
-            case.options["mask_a"][:, :90] = False
+            case.options["mask_a"][:, :first] = False
+        if change == "the last group is padding":
+            case.options["mask_a"][:, first:] = False
+            case.tensors[0][:, :, :first] *= 400.0
         if change == "one group is exact":
-            case.tensors[0][:, :, 100:] *= 400.0
-    machine = {"shared_bytes": 99 * 1024}
-    shared, _ = run_forward(case, slack=10.0, **machine).launches
-    # The first strip of 16 columns is multiplied once more; nothing is done twice for padding.
-    rows, products = 2 * 128, 2 * 16
-    calm = 2 * rows * 160 * products + 80 * 160 * products * 2 + rows * 16 * products
+            case.tensors[0][:, :, first:] *= 400.0
+    machine = {"shared_bytes": 99 * 1024, "multiprocessors": multiprocessors}
+    shared, *merges = run_forward(case, slack=10.0, **machine).launches
+    assert len(merges) == (multiprocessors == SPREAD)
+    if change == "the last group is padding":
+        return
+    # Three products of 150 rows, in warps of 32, and 160 columns; the first strip of 16 columns is
+    # multiplied once more, for all rows of a block. Nothing is done twice for padding.
+    calm = 2 * 16 * (160 * 3 * 160 + 2 * 128 * 16)
     assert (shared.counters.mma_flops > calm) == (change == "one group is exact")
 
 
