@@ -243,7 +243,7 @@ MMER_DEVICE float row_total(float x) {
 template <int lanes, int count, int size>
 MMER_DEVICE void add_and_halve(float (&numbers)[size]) {
   static_assert(count <= size);
-  const bool upper = threadIdx.x & lanes;
+  const bool upper = kept(threadIdx.x) & lanes;
 #pragma unroll
   for (int n = 0; n < count / 2; ++n) {
     const float other = shuffle_xor(upper ? numbers[n] : numbers[n + count / 2], lanes);

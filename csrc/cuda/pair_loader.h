@@ -11,17 +11,13 @@ template <class Element, int columns, int threads>
 struct PairLoader {
   using Loader = RowLoader<Element, columns, threads>;
   using HeadTile = Tile<Element, columns>;
-  const SharedSide& side;
   Loader x, value;
-  int end;        // of the steps that are loaded
   int plain_end;  // before it no step is hidden, and all rows are aligned
   uint32_t thread_place;
 
   MMER_DEVICE PairLoader(const SharedSide& side, int end, int batch, int head)
-      : side(side),
-        x(side.x, batch, head),
+      : x(side.x, batch, head),
         value(side.value, batch, head),
-        end(end),
         plain_end(
             kept(static_cast<uint32_t>(x.aligned && value.aligned ? side.whole_end(end) : 0))),
         thread_place(kept(Loader::first_place(HeadTile{0}))) {
@@ -31,24 +27,48 @@ struct PairLoader {
     }
   }
 
-  template <int rows>
-  MMER_DEVICE bool is_plain(int first) const {
-    return Loader::template steady<rows> && first + rows <= plain_end;
+  // Starts to load two tiles (rows, columns), `distance` bytes apart: steps from `first` on. Those
+  // that are not visible become zero, so that nothing that stands in padding, NaN included, takes
+  // part in a product.
+  template <int rows, int distance, class Visible>
+  MMER_DEVICE void load(HeadTile x_smem, int first, const Visible& visible) const {
+    const uint32_t place = x_smem.address + thread_place;
+    if (first + rows <= plain_end) {
+      x.template load_whole<rows, 0>(place, first);
+      value.template load_whole<rows, distance>(place, first);
+    } else if (plain_end > 0) {
+      x.template load_first<rows, 0>(place, first, plain_end - first);
+      value.template load_first<rows, distance>(place, first, plain_end - first);
+    } else {
+      load_by_row<rows>(x, x_smem, first, visible);
+      load_by_row<rows>(value, HeadTile{x_smem.address + uint32_t{distance}}, first, visible);
+    }
+  }
+  // One of the two.
+  template <int rows, class Visible>
+  MMER_DEVICE void load(const Loader& loader, HeadTile tile_smem, int first,
+                        const Visible& visible) const {
+    const uint32_t place = tile_smem.address + thread_place;
+    if (first + rows <= plain_end) {
+      loader.template load_whole<rows, 0>(place, first);
+    } else if (plain_end > 0) {
+      loader.template load_first<rows, 0>(place, first, plain_end - first);
+    } else {
+      load_by_row<rows>(loader, tile_smem, first, visible);
+    }
   }
 
-  // Starts to load two tiles (rows, columns), `distance` bytes apart: steps from `first` on.
-  template <int rows, int distance, class Visible>
-  MMER_DEVICE void load(HeadTile x_smem, int first, const Visible& is_visible) const {
-    if constexpr (Loader::template steady<rows>) {
-      if (is_plain<rows>(first)) {
-        const uint32_t place = x_smem.address + thread_place;
-        x.template load_whole<rows, 0>(place, first);
-        value.template load_whole<rows, distance>(place, first);
-        return;
-      }
+ private:
+  template <int rows, class Visible>
+  MMER_DEVICE void load_by_row(const Loader& loader, HeadTile tile_smem, int first,
+                               const Visible& visible) const {
+    const typename Element::Bits* source_gmem = loader.source(first);
+#pragma unroll 1
+    for (int row = Loader::first_row(); row < rows; row += Loader::row_step) {
+      loader.template gather_row<0>(tile_smem.piece(row, Loader::first_piece()), source_gmem,
+                                    visible(first + row));
+      source_gmem += Loader::row_step * loader.time_stride;
     }
-    Loader::template load_two<rows, distance>(x, value, x_smem, first,
-                                              first + rows <= side.whole_end(end), is_visible);
   }
 };
 

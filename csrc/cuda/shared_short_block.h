@@ -165,13 +165,8 @@ struct ShortBlock {
     const int first = number * strip;
     const HeadTile tile_smem{strip_smem + offset};
     if (number < strip_count) {
-      if (strip_loader.template is_plain<strip>(first)) {
-        loader.template load_whole<strip, 0>(tile_smem.address + strip_loader.thread_place, first);
-      } else {
-        loader.template load<strip>(tile_smem, first,
-                                    first + strip <= column_side.whole_end(column_side.time),
-                                    [&](int column) { return bias_smem[column] == 0.0f; });
-      }
+      strip_loader.template load<strip>(loader, tile_smem, first,
+                                        [&](int column) { return bias_smem[column] == 0.0f; });
     }
     cp_async_commit();
   }

@@ -26,6 +26,7 @@ struct ShortSums {
   MMER_DEVICE void add_strip(const Block& block, uint32_t weights_place, uint32_t value_b_place) {
     using Element = typename Block::Element;
     using HeadTile = typename Block::HeadTile;
+    value_b_place = kept(value_b_place);  // for this strip
     unrolled<Block::strip_tiles>([&](auto t) {
       uint32_t weights[Block::row_tiles][4];
       unrolled<Block::row_tiles>([&](auto m) {

@@ -126,11 +126,6 @@ struct RowLoader {
     return max(min(dim - piece * piece_elements, piece_elements), 0);
   }
 
-  // Whether whole rows have a way of their own, with little to work out; not with 128 columns,
-  // which have no register to spare for it.
-  template <int rows>
-  static constexpr bool steady = pieces <= 8 && rows % row_step == 0;
-
   template <int further>
   MMER_DEVICE int bytes_of() const {
     if constexpr (further == 0) return first_bytes;
@@ -162,6 +157,19 @@ struct RowLoader {
     });
   }
 
+  // The same where only the first `count` of them are there: the others become zero.
+  template <int rows, int offset>
+  MMER_DEVICE void load_first(uint32_t place, int first, int count) const {
+    const Bits* source_gmem = source(first);
+    const int wanted = count - first_row();
+    unrolled<row_turns<rows>>([&](auto n) {
+      constexpr int below = decltype(n)::value * row_step;
+      load_row<offset + below * RowTile::row_bytes>(RowTile::turned(place, below), source_gmem,
+                                                    below < wanted);
+      source_gmem += row_step * time_stride;
+    });
+  }
+
   // Of one row: what is not wanted becomes zero.
   template <int offset>
   MMER_DEVICE void load_row(uint32_t place, const Bits* source_gmem, bool wanted) const {
@@ -181,79 +189,6 @@ struct RowLoader {
       const int count = count_of(dim, first_piece() + turn);
       store_shared(place + offset + turn * 16,
                    gather_words(source_gmem + turn * piece_elements, wanted ? count : 0));
-    }
-  }
-
-  // Starts to load the rows from `first` on; those that are not visible become zero, so that
-  // nothing that stands in padding, NaN included, takes part in a product. `whole` says that all
-  // are.
-  template <int rows, class Visible>
-  MMER_DEVICE void load(RowTile tile_smem, int first, bool whole, const Visible& visible) const {
-#pragma unroll
-    for (int turn = 0; turn < pieces; turn += threads) {
-      const int piece = turn + first_piece();
-      const int count = count_of(dim, piece);
-      const Bits* source_gmem = source(first) + turn * piece_elements;
-      if (aligned && whole) {
-        each_row<rows>(tile_smem, piece, [&](int, uint32_t target) {
-          cp_async(target, source_gmem, count * Element::bytes);
-          source_gmem += row_step * time_stride;
-        });
-      } else if (aligned) {
-        each_row<rows>(tile_smem, piece, [&](int row, uint32_t target) {
-          cp_async(target, source_gmem, visible(first + row) ? count * Element::bytes : 0);
-          source_gmem += row_step * time_stride;
-        });
-      } else {
-#pragma unroll 1
-        for (int row = first_row(); row < rows; row += row_step) {
-          store_shared(tile_smem.piece(row, piece),
-                       gather(source_gmem, visible(first + row) ? count : 0));
-          source_gmem += row_step * time_stride;
-        }
-      }
-    }
-  }
-
-  // The same of two tensors at once: the second's tile stands `distance` bytes behind the first's.
-  template <int rows, int distance, class Visible>
-  static MMER_DEVICE void load_two(const RowLoader& loader, const RowLoader& second,
-                                   RowTile tile_smem, int first, bool whole,
-                                   const Visible& visible) {
-    static_assert(pieces <= threads, "a thread has one piece of a row");
-    if (!loader.aligned || !second.aligned) {
-      loader.load<rows>(tile_smem, first, whole, visible);
-      second.load<rows>(RowTile{tile_smem.address + static_cast<uint32_t>(distance)}, first, whole,
-                        visible);
-      return;
-    }
-    const int piece = first_piece();
-    const Bits* source_gmem = loader.source(first);
-    const Bits* second_gmem = second.source(first);
-    const auto copy = [&](uint32_t target, bool wanted) {
-      cp_async(target, source_gmem, wanted ? loader.first_bytes : 0);
-      cp_async<distance>(target, second_gmem, wanted ? second.first_bytes : 0);
-      source_gmem += row_step * loader.time_stride;
-      second_gmem += row_step * second.time_stride;
-    };
-    if (whole) {
-      loader.each_row<rows>(tile_smem, piece, [&](int, uint32_t target) { copy(target, true); });
-    } else {
-      loader.each_row<rows>(tile_smem, piece,
-                            [&](int row, uint32_t target) { copy(target, visible(first + row)); });
-    }
-  }
-
- private:
-  // Calls act(row, where its piece stands).
-  template <int rows, class Do>
-  MMER_DEVICE void each_row(RowTile tile_smem, int piece, const Do& act) const {
-    const uint32_t first = tile_smem.piece(first_row(), piece);
-#pragma unroll
-    for (int begin = 0; begin < rows; begin += row_step) {
-      const int row = begin + first_row();
-      if (rows % row_step != 0 && row >= rows) break;
-      act(row, RowTile::below(first, begin));
     }
   }
 };
