@@ -10,11 +10,11 @@
 
 #pragma once
 
+#include "block_tiles.h"
 #include "config.h"
 #include "dropout.h"
 #include "products.h"
 #include "side_loader.h"
-#include "visible.h"
 
 namespace mmer::cuda {
 
@@ -72,33 +72,27 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const int first_row = row + warp_row;
   const Side& own = owner.own;
 
-  const auto tiles_of = [&](int number) {
-    return tiles_seen<rows, tile_steps>(owner.windows[number], row, own.time,
-                                        owner.others[number].time);
+  const auto rows_see = [&](int number, int from, int count) {
+    const Window& window = owner.windows[number];
+    return RowsSeen(window, hides_by_position(window, own.time), from, count, own.time,
+                    owner.others[number].time);
   };
-  const Tiles tokens = tiles_of(0);
-  const Tiles summaries = extras && owner.other_count > 1 ? tiles_of(1) : Tiles{0, 0};
-  const int tile_count = tokens.count + summaries.count;
+  const RowsSeen block_sees = rows_see(0, row, rows);
+  BlockTiles<tile_steps, extras> tiles{tiles_seen<tile_steps>(block_sees), {0, 0}, nullptr};
+  if (extras && owner.other_count > 1) {
+    tiles.summaries = tiles_seen<tile_steps>(rows_see(1, row, rows));
+  }
   const bool timed = extras && own.times.data != nullptr;
   const bool skips = timed && problem.extras.max_gap < infinity;
   if (skips) {
     const Side& other = owner.others[0];
     mark_near_tiles<rows, tile_steps, config.warps>(
-        flags_smem, tokens, {own.mask, own.times, own.time}, {other.mask, other.times, other.time},
-        batch, row, problem.extras.max_gap);
+        flags_smem, tiles.tokens, {own.mask, own.times, own.time},
+        {other.mask, other.times, other.time}, batch, row, problem.extras.max_gap);
+    tiles.near_smem = flags_smem;
   }
   // Nothing hides a step from all that could see it: only the end of a sequence has to be minded.
   const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
-  const auto next_tile = [&](int tile) {
-    while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
-    return tile;
-  };
-
-  const auto first_step = [&](int tile) {
-    return !extras || tile < tokens.count ? tokens.first + tile * tile_steps
-                                          : summaries.first + (tile - tokens.count) * tile_steps;
-  };
-
   using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
   HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
   OtherLoader::template find_sources<extras ? 2 : 1>(sources_smem, owner.others, batch, head);
@@ -106,12 +100,12 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const bool plain = OtherLoader::is_plain(owner.others[0], batch, all_see);
   const uint32_t thread_place = kept(OtherLoader::Loader::first_place(HeadTile{0}));
   const auto load_tile = [&](int tile, int stage) {
-    if (tile >= tile_count) return;
-    const int number = extras && tile >= tokens.count;
+    if (tile >= tiles.count()) return;
+    const int number = tiles.of_tokens(tile) ? 0 : 1;
     const Side& other = owner.others[number];
     const OtherLoader loader(other, batch, batch_head, sources_smem + 3 * number, thread_place,
                              plain && number == 0);
-    const int first = first_step(tile);
+    const int first = tiles.first_step(tile);
     // x, value, dO (tile_steps, columns)
     loader.template load<tile_steps, 2 * Smem::tile_bytes>(
         HeadTile{base + Smem::other_x + stage * Smem::tile_bytes}, first);
@@ -154,7 +148,10 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   }
   const bool wants_decay = extras && owner.grad_decay != nullptr;
   float grad_decay = 0.0f;
-  const RowsSeen token_rows(owner.windows[0], first_row, own.time, owner.others[0].time);
+  RowsSeen token_rows = block_sees;
+  if (hides_by_position(owner.windows[0], own.time)) token_rows = rows_see(0, first_row, warp_rows);
+  if (first_row >= own.time) token_rows.some.end = 0;
+  const TilesOfRows<tile_steps> token_tiles(token_rows);
   const Dropout dropout(problem.extras, batch_head);
 
   float grad_x_rmem[gradients / 8][4];  // (16, gradients) of the warp
@@ -165,8 +162,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   // The first pass only loads.
   int tile = -1;
 #pragma unroll 1
-  for (int stage = 1; tile < tile_count; stage ^= 1) {
-    const int following = next_tile(tile + 1);
+  for (int stage = 1; tile < tiles.count(); stage ^= 1) {
+    const int following = tiles.next(tile + 1, [] {});
     load_tile(following, stage ^ 1);
     cp_async_commit();
     if (tile < 0) {
@@ -176,13 +173,13 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     cp_async_wait<1>();
     __syncthreads();
 
-    const bool of_tokens = !extras || tile < tokens.count;
+    const bool of_tokens = tiles.of_tokens(tile);
     const int number = of_tokens ? 0 : 1;
     const Side& other = owner.others[number];
-    const int first = first_step(tile);
-    const RowsSeen seen =
-        of_tokens ? token_rows : RowsSeen(owner.windows[number], first_row, own.time, other.time);
-    if (first_row < own.time && !seen.none(first, first + tile_steps)) {
+    const int first = tiles.first_step(tile);
+    const TilesOfRows<tile_steps> seen =
+        of_tokens ? token_tiles : TilesOfRows<tile_steps>(rows_see(number, first_row, warp_rows));
+    if (seen.some(first)) {
       const int offset = stage * Smem::tile_bytes, place = stage * tile_steps;
       const HeadTile x_smem{base + Smem::other_x + offset};
       const HeadTile value_smem{base + Smem::other_value + offset};
@@ -194,10 +191,10 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         load_fragment(a, own_x_smem, warp_row, step);
       });
       float factor = problem.scale;
-      if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
+      if (timed || !of_tokens || other.mask.data || !seen.whole(first)) {
         add_bias<tile_steps>(scores_rmem, factor, bias_smem + place);
         const Window& window = owner.windows[number];
-        if (hides_by_position(window, own.time) && !seen.whole(first, first + tile_steps)) {
+        if (hides_by_position(window, own.time) && !seen.whole(first)) {
           hide<tile_steps>(scores_rmem, window, first_row, own.time, other.time, first);
         }
         if (timed) {

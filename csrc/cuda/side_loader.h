@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "tile.h"
 #include "visible.h"
 
@@ -201,6 +203,88 @@ struct SideLoader {
         grad_out_row += Loader::row_step * grad_out.time_stride;
       }
     }
+  }
+};
+
+// The same of a side whose rows are aligned and of which nothing hides one but its end, tile after
+// tile: what a thread needs for the next one stays in registers.
+template <class Element, int columns, int threads, bool values, bool grad_outs>
+struct PlainTiles {
+  using Loader = RowLoader<Element, columns, threads>;
+  using HeadTile = Tile<Element, columns>;
+
+  // Of one tensor.
+  struct NextRow {
+    Loader loader;  // from the thread's next row on
+    int64_t step_bytes;
+
+    MMER_DEVICE NextRow(const Loader& rows, int first)
+        : loader(rows), step_bytes(kept(Loader::row_step * rows.time_stride * Element::bytes)) {
+      loader.first_gmem = kept(rows.source(first));
+      loader.first_bytes = kept(static_cast<uint32_t>(rows.first_bytes));
+    }
+    MMER_DEVICE void skip(int steps) { loader.first_gmem += steps * loader.time_stride; }
+    template <int offset>
+    MMER_DEVICE void load(uint32_t place, bool wanted) {
+      loader.template load_row<offset>(place, loader.first_gmem, wanted);
+      loader.first_gmem = kept(reinterpret_cast<const typename Element::Bits*>(
+          reinterpret_cast<const char*>(loader.first_gmem) + step_bytes));
+    }
+  };
+  struct NoRow {
+    MMER_DEVICE NoRow(const Loader&, int) {}
+    MMER_DEVICE void skip(int) {}
+    template <int offset>
+    MMER_DEVICE void load(uint32_t, bool) {}
+  };
+  NextRow x;
+  std::conditional_t<values, NextRow, NoRow> value;
+  std::conditional_t<grad_outs, NextRow, NoRow> grad_out;
+  uint32_t place;  // in the first stage
+  int left;        // steps from the next tile on
+
+  // From step `first` on.
+  template <class Source, bool extras>
+  MMER_DEVICE PlainTiles(
+      const SideLoader<Source, Element, columns, threads, extras, values, grad_outs>& side,
+      HeadTile x_smem, int first)
+      : x(side.x, first),
+        value(side.value, first),
+        grad_out(side.grad_out, first),
+        place(kept(x_smem.address + side.thread_place)),
+        left(side.side.time - first) {}
+
+  MMER_DEVICE void skip(int steps) {
+    x.skip(steps);
+    value.skip(steps);
+    grad_out.skip(steps);
+    left -= steps;
+  }
+
+  // Starts to load the next tile, `stage` bytes behind the first stage.
+  template <int rows, int distance>
+  MMER_DEVICE void load(uint32_t stage) {
+    if (left >= rows) {
+      load_rows<rows, distance>(place + stage, [](int) { return true; });
+    } else {
+      const int wanted = left - Loader::first_row();
+      load_rows<rows, distance>(place + stage, [&](int below) { return below < wanted; });
+    }
+    left -= rows;
+  }
+
+ private:
+  template <int rows, int distance, class Wanted>
+  MMER_DEVICE void load_rows(uint32_t stage_place, const Wanted& wanted) {
+    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
+    unrolled<Loader::template row_turns<rows>>([&](auto n) {
+      constexpr int below = decltype(n)::value * Loader::row_step;
+      constexpr int offset = below * HeadTile::row_bytes;
+      const uint32_t turned = HeadTile::turned(stage_place, below);
+      x.template load<offset>(turned, wanted(below));
+      value.template load<distance + offset>(turned, wanted(below));
+      grad_out.template load<(1 + values) * distance + offset>(turned, wanted(below));
+    });
   }
 };
 
