@@ -83,33 +83,47 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   constexpr int threads = config.threads();
   using KeyLoader = SideLoader<Segment, Element, columns, threads, extras, true, false>;
   HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
-  KeyLoader::template find_sources<extras ? 2 : 1>(sources_smem, direction.segments, batch, head);
-  // q (rows, columns). What stands in a padded row stays in its own scores.
-  const RowLoader<Element, columns, threads> query_loader(direction.query, batch, head);
-  query_loader.template load<rows>(q_smem, row, false,
-                                   [&](int query) { return query < direction.time; });
-  cp_async_commit();
+  // Of k and v of both segments, then of q and out
+  constexpr int query_source = extras ? 4 : 2;
+  find_sources<Element, query_source + 2>(
+      sources_smem, batch, head, [&](int number) -> const Rows& {
+        if (number >= query_source) return number == query_source ? direction.query : direction.out;
+        const Segment& segment = direction.segments[extras ? number / 2 : 0];
+        return KeyLoader::tensor(segment, number % 2);
+      });
   __syncthreads();
 
+  // q (rows, columns). What stands in a padded row stays in its own scores.
+  const uint32_t thread_place = kept(KeyLoader::Loader::first_place(q_smem));
+  const RowLoader<Element, columns, threads> query_loader(direction.query,
+                                                          sources_smem[query_source]);
+  if (query_loader.aligned) {
+    query_loader.template load_first<rows, 0>(thread_place, row, direction.time - row);
+  } else {
+    query_loader.template load<rows>(q_smem, row, false,
+                                     [&](int query) { return query < direction.time; });
+  }
+  cp_async_commit();
+
   // k, v (keys, columns) and, where it matters, what is known of each key
-  const HeadTile first_k_smem{base + Smem::k};
-  const uint32_t thread_place = KeyLoader::Loader::first_place(HeadTile{0});
-  const bool plain = KeyLoader::is_plain(token_segment, batch, true);
+  const bool plain = kept(uint32_t{KeyLoader::is_plain(token_segment, batch, true)});
   PlainTiles<Element, columns, threads, true, false> plain_tokens(
-      KeyLoader(token_segment, batch, batch_head, sources_smem, thread_place, true), first_k_smem,
+      KeyLoader(token_segment, batch, batch_head, sources_smem, thread_place, true),
       tiles.tokens.first);
+  const bool writes_bias = kept(uint32_t{biased && threadIdx.x < keys});
   const auto load_tile = [&](int tile, uint32_t stage) {
     if (tile >= tiles.count()) return;
     const bool of_tokens = tiles.of_tokens(tile);
     const Segment& segment = direction.segments[of_tokens ? 0 : 1];
     if (plain && of_tokens) {
-      plain_tokens.template load<keys, Smem::v - Smem::k>(stage);
+      plain_tokens.template load<keys, Smem::k, Smem::v - Smem::k>(stage);
     } else {
-      KeyLoader(segment, batch, batch_head, sources_smem + (of_tokens ? 0 : 3), thread_place, false)
-          .template load_by_row<keys, Smem::v - Smem::k>(HeadTile{first_k_smem.address + stage},
+      KeyLoader(segment, batch, batch_head, sources_smem + (of_tokens ? 0 : 2), thread_place - base,
+                false)
+          .template load_by_row<keys, Smem::v - Smem::k>(HeadTile{base + Smem::k + stage},
                                                          tiles.first_step(tile));
     }
-    if ((biased || !of_tokens) && threadIdx.x < keys) {
+    if (writes_bias || (!of_tokens && threadIdx.x < keys)) {
       const int key = tiles.first_step(tile) + threadIdx.x;
       const int place = stage / Smem::tile_bytes * keys + threadIdx.x;
       const float bias = Weighting<extras>(segment, batch)(key);
@@ -146,8 +160,9 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   // Wide queries stay in shared memory: the sums need the registers.
   constexpr bool holds_queries = columns * Element::bytes <= 256;
   uint32_t q_rmem[holds_queries ? steps_of<Element, columns> : 1][4];
-  const uint32_t key_place = kept(transposed_places(first_k_smem).places[0]);
-  const uint32_t value_place = kept(first_value_place(HeadTile{base + Smem::v}));
+  // Where a lane reads a tile of q, of keys and, but of float32, of values.
+  const uint32_t lane_place = kept(first_key_place<keys>(HeadTile{base}));
+  const uint32_t word_place = Element::bytes == 2 ? 0 : kept(first_value_place(HeadTile{base}));
 
   // The first pass only loads.
   int tile = -1;
@@ -159,29 +174,22 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
 
     const bool of_tokens = tiles.of_tokens(tile);
     const Segment& segment = direction.segments[of_tokens ? 0 : 1];
-    const int first_key = tiles.first_step(tile);
+    const int first_key = kept(uint32_t(tiles.first_step(tile)));
     const TilesOfRows<keys> seen =
         of_tokens ? token_tiles : TilesOfRows<keys>(rows_see(segment, first_row, warp_rows));
-    if (tile < 0) {
-      cp_async_wait<1>();
-      __syncthreads();
-      if constexpr (holds_queries) {
-        const LanePlaces<Element, columns> places = left_places(q_smem, warp_row);
-        unrolled<steps_of<Element, columns>>(
-            [&](auto step) { ldmatrix<places.offset(0, step)>(q_rmem[step], places.place(step)); });
-      }
-    } else if (seen.some(first_key)) {
+    if (seen.some(first_key)) {
       float scores_rmem[keys / 8][4];  // (16, keys) = q (16, columns) k^T (columns, keys)
       set_zero(scores_rmem);
-      multiply_transposed<keys>(scores_rmem, LanePlaces<Element, columns>(key_place + stage),
-                                [&](int step, uint32_t (&a)[4]) {
-                                  if constexpr (holds_queries) {
+      LanePlaces<Element, columns> places(lane_place + stage);
+      places.keep();
+      multiply_keys<keys, Smem::k>(scores_rmem, places, [&](int step, uint32_t (&a)[4]) {
+        if constexpr (holds_queries) {
 #pragma unroll
-                                    for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
-                                  } else {
-                                    load_fragment(a, q_smem, warp_row, step);
-                                  }
-                                });
+          for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
+        } else {
+          load_fragment(a, q_smem, warp_row, step);
+        }
+      });
       float factor = problem.scale;
       if (biased || !of_tokens) {
         const int place = stage / Smem::tile_bytes * keys;
@@ -250,8 +258,20 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       }
       // out (16, columns) += weights (16, keys) v (keys, columns)
-      accumulate<keys, columns>(out_rmem, scores_rmem,
-                                ValuePlaces<Element, columns>(value_place + stage));
+      if constexpr (Element::bytes == 2) {
+        accumulate<keys, columns, Smem::v>(out_rmem, scores_rmem, places);
+      } else {
+        accumulate<keys, columns, Smem::v>(out_rmem, scores_rmem,
+                                           WordPlaces<Element, columns>(word_place + stage));
+      }
+    } else if (tile < 0) {
+      cp_async_wait<1>();
+      __syncthreads();
+      if constexpr (holds_queries) {
+        const LanePlaces<Element, columns> places(lane_place + warp_row * HeadTile::row_bytes);
+        unrolled<steps_of<Element, columns>>(
+            [&](auto step) { ldmatrix<places.offset(0, step)>(q_rmem[step], places.place(step)); });
+      }
     }
     if (following >= tiles.count()) break;
     cp_async_wait<0>();
@@ -259,12 +279,13 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     tile = following;
   }
 
-  const int query = first_row + lane / 4;
+  const int time = kept(uint32_t(direction.time)), query = first_row + lane / 4;
+  if (first_row >= time) return;
   float sum[2], inverse[2], lse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) sum[half] = row_total(row_sum[half]);
   if (direction.mask.data) {
-    const Visibility query_visible(direction.mask, batch, direction.time);
+    const Visibility query_visible(direction.mask, batch, time);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (!query_visible(query + half * 8)) sum[half] = 0.0f;
@@ -273,19 +294,22 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const bool sees_a_key = sum[half] > 0.0f;
-    inverse[half] = 1.0f / (sees_a_key ? sum[half] : infinity);
-    lse[half] = sees_a_key ? (log2_fast(sum[half]) - minus_reference[half]) * ln_2 : -infinity;
+    const float sum_inverse = 1.0f / sum[half], log_sum = kept(log2_fast(sum[half]));
+    inverse[half] = sees_a_key ? sum_inverse : 0.0f;
+    lse[half] = sees_a_key ? (log_sum - minus_reference[half]) * ln_2 : -infinity;
     if (extras && dropout.active()) inverse[half] *= problem.extras.keep_scale;
   }
-  if (lane % 4 == 0 && query < direction.time) {
-    float* lse_gmem = direction.lse + (static_cast<int64_t>(batch_head) * direction.time + query);
+  if (lane % 4 == 0 && query < time) {
+    float* lse_gmem = direction.lse + (static_cast<int64_t>(batch_head) * time + query);
     lse_gmem[0] = lse[0];
-    if (query + 8 < direction.time) lse_gmem[8] = lse[1];
+    if (query + 8 < time) lse_gmem[8] = lse[1];
   }
-  if (first_row >= direction.time) return;
   clear_rows(out_rmem, inverse);
-  store_warp_rows<columns>(q_smem, warp_row, direction.out, batch, head, first_row, direction.time,
-                           0, [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
+  // The warp's rows of q, which no other has read.
+  const RowWriter<Element, columns, columns> writer(direction.out, sources_smem[query_source + 1],
+                                                    0);
+  writer.store(q_smem.address + warp_row * HeadTile::row_bytes, first_row, time,
+               [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
 }
 
 }  // namespace mmer::cuda

@@ -95,7 +95,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
   using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
   HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
-  OtherLoader::template find_sources<extras ? 2 : 1>(sources_smem, owner.others, batch, head);
+  constexpr int tensors = OtherLoader::tensors;
+  find_sources<Element, (extras ? 2 : 1) * tensors>(
+      sources_smem, batch, head, [&](int number) -> const Rows& {
+        return OtherLoader::tensor(owner.others[number / tensors], number % tensors);
+      });
   __syncthreads();
   const bool plain = OtherLoader::is_plain(owner.others[0], batch, all_see);
   const uint32_t thread_place = kept(OtherLoader::Loader::first_place(HeadTile{0}));
@@ -103,8 +107,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     if (tile >= tiles.count()) return;
     const int number = tiles.of_tokens(tile) ? 0 : 1;
     const Side& other = owner.others[number];
-    const OtherLoader loader(other, batch, batch_head, sources_smem + 3 * number, thread_place,
-                             plain && number == 0);
+    const OtherLoader loader(other, batch, batch_head, sources_smem + tensors * number,
+                             thread_place, plain && number == 0);
     const int first = tiles.first_step(tile);
     // x, value, dO (tile_steps, columns)
     loader.template load<tile_steps, 2 * Smem::tile_bytes>(

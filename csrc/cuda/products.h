@@ -74,6 +74,15 @@ MMER_DEVICE LanePlaces<Element, columns> transposed_places(Tile<Element, columns
   return LanePlaces<Element, columns>(keys_smem.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 
+// The same, for multiply_keys.
+template <int keys, class Element, int columns>
+MMER_DEVICE uint32_t first_key_place(Tile<Element, columns> keys_smem) {
+  static_assert(keys == 8 || keys % 16 == 0);
+  constexpr int rows = keys < 16 ? keys : 16;
+  const int lane = threadIdx.x % 32;
+  return keys_smem.piece(lane % rows, lane / rows % 2);
+}
+
 // Of the right factor (keys, columns), the columns of a tile from `first_column` on, a multiple of
 // 16 below 64 or of 64. Two bytes an element: a piece; four: a word of an even row (WordPlaces).
 template <class Element, int columns>
@@ -103,8 +112,9 @@ template <class Element, int columns>
 constexpr int steps_of = columns / Element::depth;
 
 // scores (16, keys) += rows (16, depth) times the transposed tile (keys, depth), `distance` bytes
-// from the one of the places. `fragment(step, a)` gives the rows, step by step.
-template <int keys, int distance = 0, class Element, int depth, class Fragment>
+// from the one of the places. `fragment(step, a)` gives the rows, step by step. `second`: the other
+// of a lane's matrices that belongs to the same keys as its first.
+template <int keys, int distance = 0, int second = 1, class Element, int depth, class Fragment>
 MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
                                      const LanePlaces<Element, depth>& places,
                                      const Fragment& fragment) {
@@ -122,8 +132,8 @@ MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
       unrolled<keys / 16>([&](auto n) {
         uint32_t b[4];
         ldmatrix<distance + Places::offset(n * 16, 0)>(b, place);
-        Element::mma(scores[2 * n], a, b[0], b[1]);
-        Element::mma(scores[2 * n + 1], a, b[2], b[3]);
+        Element::mma(scores[2 * n], a, b[0], b[second]);
+        Element::mma(scores[2 * n + 1], a, b[3 - second], b[3]);
       });
       if constexpr (keys % 16 != 0) {
         uint32_t b[2];
@@ -132,6 +142,14 @@ MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
       }
     });
   }
+}
+
+// The same from places that follow from first_key_place: where keys are taken by 16, a lane reads
+// them as it reads a left factor and, of two bytes an element, values.
+template <int keys, int distance, class Element, int depth, class Fragment>
+MMER_DEVICE void multiply_keys(float (&scores)[keys / 8][4],
+                               const LanePlaces<Element, depth>& places, const Fragment& fragment) {
+  multiply_transposed<keys, distance, 2>(scores, places, fragment);
 }
 
 template <int keys, class Element, int depth, class Fragment>
@@ -165,11 +183,11 @@ struct WordPlaces {
       : even(first), odd(Tile<Element, columns>::below(first, 1)) {}
 
   // b (depth, 16), the 16 columns `number` of step `step`.
-  template <int step, int number>
+  template <int step, int number, int distance>
   MMER_DEVICE void load(uint32_t (&b)[4]) const {
     unrolled<2>([&](auto half) {
       constexpr int pair = 2 * number + decltype(half)::value;
-      constexpr int offset = Places::offset(step * Element::depth, pair);
+      constexpr int offset = distance + Places::offset(step * Element::depth, pair);
       b[2 * half] = load_shared_word<offset>(even.place(pair));
       b[2 * half + 1] = load_shared_word<offset>(odd.place(pair));
     });
@@ -181,18 +199,19 @@ template <class Element, int columns>
 using ValuePlaces = std::conditional_t<Element::bytes == 2, LanePlaces<Element, columns>,
                                        WordPlaces<Element, columns>>;
 
-// sums (16, columns) += weights (16, keys) times the columns of a tile (keys, tile_columns).
-template <int keys, int columns, class Element, int tile_columns>
+// sums (16, columns) += weights (16, keys) times the columns of a tile (keys, tile_columns),
+// `distance` bytes from the one of the places.
+template <int keys, int columns, int distance, class Element, int tile_columns>
 MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
                             const LanePlaces<Element, tile_columns>& places) {
   unrolled<steps_of<Element, keys>>([&](auto step) {
     uint32_t a[4];
     Element::left_operand(a, weights, step);
-    accumulate_step<step, 0, columns>(sums, a, places);
+    accumulate_step<step, distance, columns>(sums, a, places);
   });
 }
 
-template <int keys, int columns, class Element, int tile_columns>
+template <int keys, int columns, int distance, class Element, int tile_columns>
 MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
                             const WordPlaces<Element, tile_columns>& places) {
   unrolled<steps_of<Element, keys>>([&](auto step) {
@@ -201,7 +220,7 @@ MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights
     const auto& a = Element::shared_left(words);
     unrolled<columns / 16>([&](auto n) {
       uint32_t b[4];
-      places.template load<step, n>(b);
+      places.template load<step, n, distance>(b);
       Element::mma(sums[2 * n], a, b[0], b[1]);
       Element::mma(sums[2 * n + 1], a, b[2], b[3]);
     });
@@ -213,7 +232,7 @@ template <int keys, int columns, class Element, int tile_columns>
 MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
                             Tile<Element, tile_columns> values_smem, int first_column) {
   const ValuePlaces<Element, tile_columns> places(first_value_place(values_smem, first_column));
-  accumulate<keys, columns>(sums, weights, places);
+  accumulate<keys, columns, 0>(sums, weights, places);
 }
 
 }  // namespace mmer::cuda

@@ -29,7 +29,7 @@ MMER_DEVICE Interval interval_of(const Window& window, int step, int other_time)
 
 // Whether steps of the same sequence see different ones of the other.
 MMER_DEVICE bool hides_by_position(const Window& window, int own_time) {
-  return window.own_chunk < own_time || window.causal != 0;
+  return (window.own_chunk < own_time) | (window.causal != 0);
 }
 
 // What some rows, one after the other, see.
