@@ -107,7 +107,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
 
   // k, v (keys, columns) and, where it matters, what is known of each key
   const bool plain = kept(uint32_t{KeyLoader::is_plain(token_segment, batch, true)});
-  PlainTiles<Element, columns, threads, true, false> plain_tokens(
+  PlainTiles<Element, columns, threads, keys, true, false> plain_tokens(
       KeyLoader(token_segment, batch, batch_head, sources_smem, thread_place, true),
       tiles.tokens.first);
   const bool writes_bias = kept(uint32_t{biased && threadIdx.x < keys});
@@ -116,7 +116,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     const bool of_tokens = tiles.of_tokens(tile);
     const Segment& segment = direction.segments[of_tokens ? 0 : 1];
     if (plain && of_tokens) {
-      plain_tokens.template load<keys, Smem::k, Smem::v - Smem::k>(stage);
+      plain_tokens.template load<Smem::k, Smem::v - Smem::k>(stage);
     } else {
       KeyLoader(segment, batch, batch_head, sources_smem + (of_tokens ? 0 : 2), thread_place - base,
                 false)
@@ -168,7 +168,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   int tile = -1;
 #pragma unroll 1
   for (uint32_t stage = Smem::tile_bytes;; stage ^= Smem::tile_bytes) {
-    const int following = tiles.next(tile + 1, [&] { plain_tokens.skip(keys); });
+    const int following = tiles.next(tile + 1, [&] { plain_tokens.skip(); });
     load_tile(following, stage ^ Smem::tile_bytes);
     cp_async_commit();
 

@@ -107,6 +107,14 @@ MMER_DEVICE void load_fragment(uint32_t (&a)[4], Tile<Element, columns> rows_sme
   ldmatrix(a, rows_smem.piece(first_row + lane % 16, step * 2 + lane / 16));
 }
 
+// The same from the lane's places of those rows, `distance` bytes from there.
+template <int distance, class Element, int columns>
+MMER_DEVICE void load_fragment(uint32_t (&a)[4], const LanePlaces<Element, columns>& places,
+                               int step) {
+  constexpr int count = LanePlaces<Element, columns>::count;
+  ldmatrix<distance>(a, places.places[step % count] + step / count * 128);
+}
+
 // Steps of a product that contracts the columns of a tile.
 template <class Element, int columns>
 constexpr int steps_of = columns / Element::depth;

@@ -135,6 +135,19 @@ struct SideLoader {
     }
   }
 
+  // The same of a side that is plain: of few tiles, where PlainTiles does not pay.
+  template <int rows, int distance>
+  MMER_DEVICE void load_plain(HeadTile x_smem, int first) const {
+    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
+    const uint32_t place = x_smem.address + thread_place;
+    const int count = side.time - first;
+    x.template load_first<rows, 0>(place, first, count);
+    if constexpr (values) value.template load_first<rows, distance>(place, first, count);
+    if constexpr (grad_outs) {
+      grad_out.template load_first<rows, (1 + values) * distance>(place, first, count);
+    }
+  }
+
   // The same of any rows.
   template <int rows, int distance>
   MMER_DEVICE void load_by_row(HeadTile x_smem, int first) const {
@@ -213,24 +226,26 @@ struct SideLoader {
   }
 };
 
-// The same of a side whose rows are aligned and of which nothing hides one but its end, tile after
-// tile: what a thread needs for the next one stays in registers.
-template <class Element, int columns, int threads, bool values, bool grad_outs>
+// The same of a side whose rows are aligned and of which nothing hides one but its end, in tiles of
+// `rows` that follow each other: what a thread needs for the next one stays in registers.
+template <class Element, int columns, int threads, int rows, bool values, bool grad_outs>
 struct PlainTiles {
   using Loader = RowLoader<Element, columns, threads>;
   using HeadTile = Tile<Element, columns>;
+  // Of the tile, that the block's threads load at once.
+  static constexpr int turn_rows = rows < Loader::row_step ? rows : Loader::row_step;
 
   // Of one tensor.
   struct NextRow {
     Loader loader;  // from the thread's next row on
     int64_t step_bytes;
 
-    MMER_DEVICE NextRow(const Loader& rows, int first)
-        : loader(rows), step_bytes(kept(Loader::row_step * rows.time_stride * Element::bytes)) {
-      loader.first_gmem = kept(rows.source(first));
-      loader.first_bytes = kept(static_cast<uint32_t>(rows.first_bytes));
+    MMER_DEVICE NextRow(const Loader& source, int first)
+        : loader(source), step_bytes(kept(turn_rows * source.time_stride * Element::bytes)) {
+      loader.first_gmem = kept(source.source(first));
+      loader.first_bytes = kept(static_cast<uint32_t>(source.first_bytes));
     }
-    MMER_DEVICE void skip(int steps) { loader.first_gmem += steps * loader.time_stride; }
+    MMER_DEVICE void skip() { loader.first_gmem += rows * loader.time_stride; }
     template <int offset>
     MMER_DEVICE void load(uint32_t place, bool wanted) {
       loader.template load_row<offset>(place, loader.first_gmem, wanted);
@@ -240,7 +255,7 @@ struct PlainTiles {
   };
   struct NoRow {
     MMER_DEVICE NoRow(const Loader&, int) {}
-    MMER_DEVICE void skip(int) {}
+    MMER_DEVICE void skip() {}
     template <int offset>
     MMER_DEVICE void load(uint32_t, bool) {}
   };
@@ -261,32 +276,32 @@ struct PlainTiles {
         thread_place(side.thread_place),
         left(side.side.time - first) {}
 
-  MMER_DEVICE void skip(int steps) {
-    x.skip(steps);
-    value.skip(steps);
-    grad_out.skip(steps);
-    left -= steps;
+  MMER_DEVICE void skip() {
+    x.skip();
+    value.skip();
+    grad_out.skip();
+    left -= rows;
   }
 
   // Starts to load the next tile, whose x stands `x_place` bytes behind `stage`.
-  template <int rows, int x_place, int distance>
+  template <int x_place, int distance>
   MMER_DEVICE void load(uint32_t stage) {
     const uint32_t place = thread_place + stage;
     if (left >= rows) {
-      load_rows<rows, x_place, distance>(place, [](int) { return true; });
+      load_rows<x_place, distance>(place, [](int) { return true; });
     } else {
       const int wanted = left - Loader::first_row();
-      load_rows<rows, x_place, distance>(place, [&](int below) { return below < wanted; });
+      load_rows<x_place, distance>(place, [&](int below) { return below < wanted; });
     }
     left -= rows;
   }
 
  private:
-  template <int rows, int x_place, int distance, class Wanted>
+  template <int x_place, int distance, class Wanted>
   MMER_DEVICE void load_rows(uint32_t place, const Wanted& wanted) {
-    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
-    unrolled<Loader::template row_turns<rows>>([&](auto n) {
-      constexpr int below = decltype(n)::value * Loader::row_step;
+    if (Loader::first_row() >= turn_rows) return;
+    unrolled<rows / turn_rows>([&](auto n) {
+      constexpr int below = decltype(n)::value * turn_rows;
       constexpr int offset = x_place + below * HeadTile::row_bytes;
       const uint32_t turned = HeadTile::turned(place, below);
       x.template load<offset>(turned, wanted(below));

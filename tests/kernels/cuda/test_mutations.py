@@ -52,14 +52,13 @@ class Mutation:
         path.write_text(head + self.new + tail)
 
 
-WAIT_AND_BARRIER = "cp_async_wait<1>();\n    __syncthreads();"
-END_OF_TILE = "    cp_async_wait<0>();\n    __syncthreads();\n    tile = following;"
+WAIT_AND_BARRIER = "    cp_async_wait<0>();\n    __syncthreads();\n"
 FORWARD = {
     "barrier between two tiles": Mutation(
-        "directed_forward.h", END_OF_TILE, "cp_async_wait<0>(); tile = following;", "race"
+        "directed_forward.h", WAIT_AND_BARRIER, "cp_async_wait<0>();", "race"
     ),
     "wait for a tile": Mutation(
-        "directed_forward.h", END_OF_TILE, "__syncthreads(); tile = following;", "copy in flight"
+        "directed_forward.h", WAIT_AND_BARRIER, "__syncthreads();", "copy in flight"
     ),
     "wait for the queries": Mutation(
         "directed_forward.h", "cp_async_wait<1>();", "", "copy in flight"
@@ -204,13 +203,28 @@ ONCE_BACKWARD = {
     ),
 }
 BACKWARD = {
-    "barrier after the wait": Mutation(
-        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race", shared_bytes=1024
+    "barrier between two tiles": Mutation(
+        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<0>();", "race", shared_bytes=1024
+    ),
+    "wait for a tile": Mutation(
+        "owner_backward.h",
+        WAIT_AND_BARRIER,
+        "__syncthreads();",
+        "copy in flight",
+        shared_bytes=1024,
+    ),
+    "rows past the end of a plain side are loaded": Mutation(
+        "tile.h",
+        "below < wanted);",
+        "true);",
+        "out of bounds global",
+        shared_bytes=1024,
+        masks=False,
     ),
     "correction of the keys' gradient": Mutation(
         "owner_backward.h",
-        "extras ? 0.0f : -correction_smem[column]",
-        "0.0f",
+        "grad_weights_rmem[n][e] = e % 2 ? pair.y : pair.x;",
+        "grad_weights_rmem[n][e] = 0.0f;",
         None,
         shared_bytes=1024,
     ),
