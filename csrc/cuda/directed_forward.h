@@ -6,11 +6,11 @@
 
 #pragma once
 
+#include "block_tiles.h"
 #include "config.h"
 #include "dropout.h"
 #include "products.h"
 #include "side_loader.h"
-#include "visible.h"
 
 namespace mmer::cuda {
 
@@ -56,71 +56,86 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   const int warp_row = threadIdx.x / 32 * warp_rows;  // of the tile
   const int first_row = row + warp_row;
 
-  const auto tiles_of = [&](const Segment& segment) {
-    return tiles_seen<rows, keys>(segment.window, row, direction.time, segment.time);
+  const Segment& token_segment = direction.segments[0];
+  const auto rows_see = [&](const Segment& segment, int from, int count) {
+    return RowsSeen(segment.window, hides_by_position(segment.window, direction.time), from, count,
+                    direction.time, segment.time);
   };
-  const Tiles tokens = tiles_of(direction.segments[0]);
-  const Tiles summaries =
-      extras && direction.segment_count > 1 ? tiles_of(direction.segments[1]) : Tiles{0, 0};
-  const int tile_count = tokens.count + summaries.count;
-  const bool timed = extras && direction.times.data != nullptr;
-  const bool skips = timed && problem.extras.max_gap < infinity;
-  if (skips) {
-    const Segment& segment = direction.segments[0];
-    mark_near_tiles<rows, keys, config.warps>(
-        flags_smem, tokens, {direction.mask, direction.times, direction.time},
-        {segment.mask, segment.times, segment.time}, batch, row, problem.extras.max_gap);
+  const bool by_position = hides_by_position(token_segment.window, direction.time);
+  const RowsSeen block_sees(token_segment.window, by_position, row, rows, direction.time,
+                            token_segment.time);
+  BlockTiles<keys, extras> tiles{tiles_seen<keys>(block_sees), {0, 0}, nullptr};
+  if (extras && direction.segment_count > 1) {
+    tiles.summaries = tiles_seen<keys>(rows_see(direction.segments[1], row, rows));
   }
-  // The largest score gives the largest logit only where the scale is not negative.
-  const bool always_hides = timed || problem.scale < 0.0f;
-  const bool by_position = hides_by_position(direction.segments[0].window, direction.time);
-  const auto next_tile = [&](int tile) {
-    while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
-    return tile;
-  };
-
-  const auto first_step = [&](int tile) {
-    return !extras || tile < tokens.count ? tokens.first + tile * keys
-                                          : summaries.first + (tile - tokens.count) * keys;
-  };
+  const bool timed = extras && direction.times.data != nullptr;
+  if (timed && problem.extras.max_gap < infinity) {
+    mark_near_tiles<rows, keys, config.warps>(
+        flags_smem, tiles.tokens, {direction.mask, direction.times, direction.time},
+        {token_segment.mask, token_segment.times, token_segment.time}, batch, row,
+        problem.extras.max_gap);
+    tiles.near_smem = flags_smem;
+  }
+  // Whether the logits of all tokens are written out before their largest is found: it belongs to
+  // the largest score only where the scale is not negative, and 0 times -inf would be NaN.
+  const bool biased = kept(uint32_t{timed || token_segment.mask.data || !(problem.scale > 0.0f)});
 
   constexpr int threads = config.threads();
   using KeyLoader = SideLoader<Segment, Element, columns, threads, extras, true, false>;
   HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
-  KeyLoader::template find_sources<extras ? 2 : 1>(sources_smem, direction.segments, batch, head);
+  // Of k and v of both segments, then of q and out
+  constexpr int query_source = extras ? 4 : 2;
+  find_sources<Element, query_source + 2>(
+      sources_smem, batch, head, [&](int number) -> const Rows& {
+        if (number >= query_source) return number == query_source ? direction.query : direction.out;
+        const Segment& segment = direction.segments[extras ? number / 2 : 0];
+        return KeyLoader::tensor(segment, number % 2);
+      });
   __syncthreads();
-  const Segment& token_segment = direction.segments[0];
-  const bool plain = KeyLoader::is_plain(token_segment, batch, true);
-  const uint32_t thread_place = kept(KeyLoader::Loader::first_place(HeadTile{0}));
-  // k, v (keys, columns) and what is known of each key
-  const auto load_tile = [&](int tile, int stage) {
-    if (tile >= tile_count) return;
-    const int number = extras && tile >= tokens.count;
-    const Segment& segment = direction.segments[number];
-    const KeyLoader loader(segment, batch, batch_head, sources_smem + 3 * number, thread_place,
-                           plain && number == 0);
-    const int first = first_step(tile);
-    loader.template load<keys, Smem::v - Smem::k>(
-        HeadTile{base + Smem::k + stage * Smem::tile_bytes}, first);
-    if (threadIdx.x < keys &&
-        (always_hides || by_position || !loader.weighting.whole(first + keys))) {
-      const int key = first + threadIdx.x, place = stage * keys + threadIdx.x;
-      const float bias = loader.weighting(key);
+
+  // q (rows, columns). What stands in a padded row stays in its own scores.
+  const uint32_t thread_place = kept(KeyLoader::Loader::first_place(q_smem));
+  const RowLoader<Element, columns, threads> query_loader(direction.query,
+                                                          sources_smem[query_source]);
+  if (query_loader.aligned) {
+    query_loader.template load_first<rows, 0>(thread_place, row, direction.time - row);
+  } else {
+    query_loader.template load<rows>(q_smem, row, false,
+                                     [&](int query) { return query < direction.time; });
+  }
+  cp_async_commit();
+
+  // k, v (keys, columns) and, where it matters, what is known of each key
+  const bool plain = kept(uint32_t{KeyLoader::is_plain(token_segment, batch, true)});
+  PlainTiles<Element, columns, threads, keys, true, false> plain_tokens(
+      KeyLoader(token_segment, batch, batch_head, sources_smem, thread_place, true),
+      tiles.tokens.first);
+  const bool writes_bias = kept(uint32_t{biased && threadIdx.x < keys});
+  const auto load_tile = [&](int tile, uint32_t stage) {
+    if (tile >= tiles.count()) return;
+    const bool of_tokens = tiles.of_tokens(tile);
+    const Segment& segment = direction.segments[of_tokens ? 0 : 1];
+    if (plain && of_tokens) {
+      plain_tokens.template load<Smem::k, Smem::v - Smem::k>(stage);
+    } else {
+      KeyLoader(segment, batch, batch_head, sources_smem + (of_tokens ? 0 : 2), thread_place - base,
+                false)
+          .template load_by_row<keys, Smem::v - Smem::k>(HeadTile{base + Smem::k + stage},
+                                                         tiles.first_step(tile));
+    }
+    if (writes_bias || (!of_tokens && threadIdx.x < keys)) {
+      const int key = tiles.first_step(tile) + threadIdx.x;
+      const int place = stage / Smem::tile_bytes * keys + threadIdx.x;
+      const float bias = Weighting<extras>(segment, batch)(key);
       bias_smem[place] = bias;
       if (timed) times_smem[place] = time_of(segment.times, batch, key, bias > -infinity);
     }
   };
 
-  const Visibility query_visible(direction.mask, batch, direction.time);
-  // q (rows, columns)
-  SideLoader<Direction, Element, columns, threads, false, false, false>(direction, batch, head,
-                                                                        problem.heads, true)
-      .template load_by_row<rows, 0>(q_smem, row);
-  cp_async_commit();
-
   float row_times[2] = {0.0f, 0.0f};
   float decay = 0.0f;
   if (timed) {
+    const Visibility query_visible(direction.mask, batch, direction.time);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int query = first_row + lane / 4 + half * 8;
@@ -130,52 +145,44 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       decay = problem.extras.decay[head * problem.extras.decay_stride] * log2_e;
     }
   }
-  const RowsSeen token_rows(direction.segments[0].window, first_row, direction.time,
-                            direction.segments[0].time);
+  RowsSeen token_rows = block_sees;
+  if (by_position) token_rows = rows_see(token_segment, first_row, warp_rows);
+  if (first_row >= direction.time) token_rows.some.end = 0;
+  const TilesOfRows<keys> token_tiles(token_rows);
   const Dropout dropout(problem.extras, batch_head);
 
   float out_rmem[columns / 8][4];  // (16, columns) of the warp
   set_zero(out_rmem);
-  // Of the exponents of each row. A row that has seen no key yet starts below all logits.
-  float reference[2] = {lowest_reference, lowest_reference};
+  // Minus the reference of the exponents of each row. A row that has seen no key yet starts below
+  // all logits.
+  float minus_reference[2] = {-lowest_reference, -lowest_reference};
   float row_sum[2] = {0.0f, 0.0f};  // of this thread's columns
   // Wide queries stay in shared memory: the sums need the registers.
   constexpr bool holds_queries = columns * Element::bytes <= 256;
   uint32_t q_rmem[holds_queries ? steps_of<Element, columns> : 1][4];
-  bool have_queries = false;
+  // Where a lane reads a tile of q, of keys and, but of float32, of values.
+  const uint32_t lane_place = kept(first_key_place<keys>(HeadTile{base}));
+  const uint32_t word_place = Element::bytes == 2 ? 0 : kept(first_value_place(HeadTile{base}));
 
   // The first pass only loads.
   int tile = -1;
 #pragma unroll 1
-  for (int stage = 1; tile < tile_count; stage ^= 1) {
-    const int following = next_tile(tile + 1);
-    load_tile(following, stage ^ 1);
+  for (uint32_t stage = Smem::tile_bytes;; stage ^= Smem::tile_bytes) {
+    const int following = tiles.next(tile + 1, [&] { plain_tokens.skip(); });
+    load_tile(following, stage ^ Smem::tile_bytes);
     cp_async_commit();
-    if (tile < 0) {
-      tile = following;
-      continue;
-    }
-    cp_async_wait<1>();
-    __syncthreads();
-    if (holds_queries && !have_queries) {
-#pragma unroll
-      for (int step = 0; step < steps_of<Element, columns>; ++step) {
-        load_fragment(q_rmem[holds_queries ? step : 0], q_smem, warp_row, step);
-      }
-      have_queries = true;
-    }
 
-    const bool of_tokens = !extras || tile < tokens.count;
+    const bool of_tokens = tiles.of_tokens(tile);
     const Segment& segment = direction.segments[of_tokens ? 0 : 1];
-    const int first_key = first_step(tile);
-    const RowsSeen seen =
-        of_tokens ? token_rows : RowsSeen(segment.window, first_row, direction.time, segment.time);
-    if (first_row < direction.time && !seen.none(first_key, first_key + keys)) {
-      const HeadTile k_smem{base + Smem::k + stage * Smem::tile_bytes};
-      const HeadTile v_smem{base + Smem::v + stage * Smem::tile_bytes};
+    const int first_key = kept(uint32_t(tiles.first_step(tile)));
+    const TilesOfRows<keys> seen =
+        of_tokens ? token_tiles : TilesOfRows<keys>(rows_see(segment, first_row, warp_rows));
+    if (seen.some(first_key)) {
       float scores_rmem[keys / 8][4];  // (16, keys) = q (16, columns) k^T (columns, keys)
       set_zero(scores_rmem);
-      multiply_transposed<keys>(scores_rmem, k_smem, [&](int step, uint32_t (&a)[4]) {
+      LanePlaces<Element, columns> places(lane_place + stage);
+      places.keep();
+      multiply_keys<keys, Smem::k>(scores_rmem, places, [&](int step, uint32_t (&a)[4]) {
         if constexpr (holds_queries) {
 #pragma unroll
           for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
@@ -184,40 +191,46 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       });
       float factor = problem.scale;
-      if (always_hides || !of_tokens || segment.mask.data || first_key + keys > segment.time ||
-          !seen.whole(first_key, first_key + keys)) {
-        add_bias<keys>(scores_rmem, factor, bias_smem + stage * keys);
-        if (hides_by_position(segment.window, direction.time) &&
-            !seen.whole(first_key, first_key + keys)) {
-          hide<keys>(scores_rmem, segment.window, first_row, direction.time, segment.time,
-                     first_key);
-        }
+      if (biased || !of_tokens) {
+        const int place = stage / Smem::tile_bytes * keys;
+        add_bias<keys>(scores_rmem, factor, bias_smem + place);
         if (timed) {
-          subtract_gaps<keys>(scores_rmem, row_times, times_smem + stage * keys, decay,
+          subtract_gaps<keys>(scores_rmem, row_times, times_smem + place, decay,
                               problem.extras.max_gap);
         }
         factor = 1.0f;
       }
+      if (!seen.whole(first_key)) {
+        if (by_position || !of_tokens) {
+          hide<keys>(scores_rmem, segment.window, first_row, direction.time, segment.time,
+                     first_key);
+        } else {
+          hide_end<keys>(scores_rmem, segment.time - first_key);
+        }
+      }
 
-      float new_reference[2];
+      // The largest score of each row in this thread's columns.
+      float largest[2];
       bool moves = false;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float tile_max = -infinity;
+        largest[half] = fmaxf(scores_rmem[0][2 * half], scores_rmem[0][2 * half + 1]);
 #pragma unroll
-        for (int n = 0; n < keys / 8; ++n) {
-          tile_max = fmaxf(tile_max, fmaxf(scores_rmem[n][2 * half], scores_rmem[n][2 * half + 1]));
+        for (int n = 1; n < keys / 8; ++n) {
+          largest[half] =
+              fmaxf(largest[half], fmaxf(scores_rmem[n][2 * half], scores_rmem[n][2 * half + 1]));
         }
-        tile_max = row_maximum(tile_max) * factor;
-        const bool too_low = tile_max > reference[half] + reference_slack;
-        new_reference[half] = too_low ? tile_max : reference[half];
-        moves = moves || too_low;
+        moves |= fmaf(largest[half], factor, minus_reference[half]) > reference_slack;
       }
       if (any_lane(moves)) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float shrink = exp2_fast(reference[half] - new_reference[half]);
-          reference[half] = new_reference[half];
+          const float logit = row_maximum(largest[half]) * factor;
+          const float old = minus_reference[half];
+          minus_reference[half] = logit + old > reference_slack ? -logit : old;
+          // Nothing is summed up before the first tile.
+          if (tile == 0) continue;
+          const float shrink = exp2_fast(minus_reference[half] - old);
           row_sum[half] *= shrink;
 #pragma unroll
           for (int n = 0; n < columns / 8; ++n) {
@@ -230,7 +243,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       for (int n = 0; n < keys / 8; ++n) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, -reference[e / 2]));
+          const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, minus_reference[e / 2]));
           row_sum[e / 2] += weight;
           scores_rmem[n][e] = weight;
         }
@@ -245,31 +258,58 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
         }
       }
       // out (16, columns) += weights (16, keys) v (keys, columns)
-      accumulate<keys, columns>(out_rmem, scores_rmem, v_smem, 0);
+      if constexpr (Element::bytes == 2) {
+        accumulate<keys, columns, Smem::v>(out_rmem, scores_rmem, places);
+      } else {
+        accumulate<keys, columns, Smem::v>(out_rmem, scores_rmem,
+                                           WordPlaces<Element, columns>(word_place + stage));
+      }
+    } else if (tile < 0) {
+      cp_async_wait<1>();
+      __syncthreads();
+      if constexpr (holds_queries) {
+        const LanePlaces<Element, columns> places(lane_place + warp_row * HeadTile::row_bytes);
+        unrolled<steps_of<Element, columns>>(
+            [&](auto step) { ldmatrix<places.offset(0, step)>(q_rmem[step], places.place(step)); });
+      }
     }
+    if (following >= tiles.count()) break;
+    cp_async_wait<0>();
     __syncthreads();
     tile = following;
   }
-  cp_async_wait<0>();
-  __syncthreads();
 
-  float inverse[2];
+  const int time = kept(uint32_t(direction.time)), query = first_row + lane / 4;
+  if (first_row >= time) return;
+  float sum[2], inverse[2], lse[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) sum[half] = row_total(row_sum[half]);
+  if (direction.mask.data) {
+    const Visibility query_visible(direction.mask, batch, time);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!query_visible(query + half * 8)) sum[half] = 0.0f;
+    }
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int query = first_row + lane / 4 + half * 8;
-    const float sum = row_total(row_sum[half]);
-    const bool sees_a_key = sum > 0.0f && query_visible(query);
-    inverse[half] = sees_a_key ? 1.0f / sum : 0.0f;
-    if (lane % 4 == 0 && query < direction.time) {
-      direction.lse[static_cast<int64_t>(batch_head) * direction.time + query] =
-          sees_a_key ? (reference[half] + log2_fast(sum)) * ln_2 : -infinity;
-    }
+    const bool sees_a_key = sum[half] > 0.0f;
+    const float sum_inverse = 1.0f / sum[half], log_sum = kept(log2_fast(sum[half]));
+    inverse[half] = sees_a_key ? sum_inverse : 0.0f;
+    lse[half] = sees_a_key ? (log_sum - minus_reference[half]) * ln_2 : -infinity;
     if (extras && dropout.active()) inverse[half] *= problem.extras.keep_scale;
   }
-  if (first_row >= direction.time) return;
+  if (lane % 4 == 0 && query < time) {
+    float* lse_gmem = direction.lse + (static_cast<int64_t>(batch_head) * time + query);
+    lse_gmem[0] = lse[0];
+    if (query + 8 < time) lse_gmem[8] = lse[1];
+  }
   clear_rows(out_rmem, inverse);
-  store_warp_rows<columns>(q_smem, warp_row, direction.out, batch, head, first_row, direction.time,
-                           0, [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
+  // The warp's rows of q, which no other has read.
+  const RowWriter<Element, columns, columns> writer(direction.out, sources_smem[query_source + 1],
+                                                    0);
+  writer.store(q_smem.address + warp_row * HeadTile::row_bytes, first_row, time,
+               [&](int n, int e) { return out_rmem[n][e] * inverse[e / 2]; });
 }
 
 }  // namespace mmer::cuda

@@ -199,6 +199,11 @@ MMER_DEVICE uint32_t kept(uint32_t value) {
   return value;
 }
 
+MMER_DEVICE int64_t kept(int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
 MMER_DEVICE float kept(float value) {
   asm volatile("" : "+f"(value));
   return value;

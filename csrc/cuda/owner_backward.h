@@ -10,11 +10,11 @@
 
 #pragma once
 
+#include "block_tiles.h"
 #include "config.h"
 #include "dropout.h"
 #include "products.h"
 #include "side_loader.h"
-#include "visible.h"
 
 namespace mmer::cuda {
 
@@ -33,9 +33,9 @@ struct BackwardSmem {
   static constexpr int sources = other_grad_out + as_key * 2 * tile_bytes;  // of both other sides
   static constexpr int bias = sources + head_sources_bytes;
   static constexpr int times = bias + 8 * config.tile;
-  static constexpr int lse = times + 8 * config.tile;
-  static constexpr int correction = lse + 8 * config.tile;
-  static constexpr int sums = correction + 8 * config.tile;  // one float a warp
+  static constexpr int minus_lse = times + 8 * config.tile;
+  static constexpr int minus_correction = minus_lse + 8 * config.tile;
+  static constexpr int sums = minus_correction + 8 * config.tile;  // one float a warp
   static constexpr int flags = sums + 4 * config.warps;
 };
 
@@ -50,13 +50,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   extern __shared__ __align__(128) unsigned char smem[];
   float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
   float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
-  float* lse_smem = reinterpret_cast<float*>(smem + Smem::lse);
-  float* correction_smem = reinterpret_cast<float*>(smem + Smem::correction);
+  float* minus_lse_smem = reinterpret_cast<float*>(smem + Smem::minus_lse);
+  float* minus_correction_smem = reinterpret_cast<float*>(smem + Smem::minus_correction);
   uint8_t* flags_smem = smem + Smem::flags;
   const uint32_t base = shared_address(smem);
   const HeadTile own_x_smem{base + Smem::own_x};
-  const HeadTile own_grad_out_smem{base + Smem::own_grad_out};
-  const HeadTile own_value_smem{base + Smem::own_value};
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_column = blockIdx.x % parts * gradients;
@@ -72,58 +70,68 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const int first_row = row + warp_row;
   const Side& own = owner.own;
 
-  const auto tiles_of = [&](int number) {
-    return tiles_seen<rows, tile_steps>(owner.windows[number], row, own.time,
-                                        owner.others[number].time);
+  const auto rows_see = [&](int number, int from, int count) {
+    const Window& window = owner.windows[number];
+    return RowsSeen(window, hides_by_position(window, own.time), from, count, own.time,
+                    owner.others[number].time);
   };
-  const Tiles tokens = tiles_of(0);
-  const Tiles summaries = extras && owner.other_count > 1 ? tiles_of(1) : Tiles{0, 0};
-  const int tile_count = tokens.count + summaries.count;
+  const RowsSeen block_sees = rows_see(0, row, rows);
+  BlockTiles<tile_steps, extras> tiles{tiles_seen<tile_steps>(block_sees), {0, 0}, nullptr};
+  if (extras && owner.other_count > 1) {
+    tiles.summaries = tiles_seen<tile_steps>(rows_see(1, row, rows));
+  }
   const bool timed = extras && own.times.data != nullptr;
   const bool skips = timed && problem.extras.max_gap < infinity;
   if (skips) {
     const Side& other = owner.others[0];
     mark_near_tiles<rows, tile_steps, config.warps>(
-        flags_smem, tokens, {own.mask, own.times, own.time}, {other.mask, other.times, other.time},
-        batch, row, problem.extras.max_gap);
+        flags_smem, tiles.tokens, {own.mask, own.times, own.time},
+        {other.mask, other.times, other.time}, batch, row, problem.extras.max_gap);
+    tiles.near_smem = flags_smem;
   }
   // Nothing hides a step from all that could see it: only the end of a sequence has to be minded.
   const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
-  const auto next_tile = [&](int tile) {
-    while (skips && tile < tokens.count && !flags_smem[tile]) ++tile;
-    return tile;
-  };
-
-  const auto first_step = [&](int tile) {
-    return !extras || tile < tokens.count ? tokens.first + tile * tile_steps
-                                          : summaries.first + (tile - tokens.count) * tile_steps;
-  };
-
   using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
   HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
-  OtherLoader::template find_sources<extras ? 2 : 1>(sources_smem, owner.others, batch, head);
+  constexpr int tensors = OtherLoader::tensors;
+  find_sources<Element, (extras ? 2 : 1) * tensors>(
+      sources_smem, batch, head, [&](int number) -> const Rows& {
+        return OtherLoader::tensor(owner.others[number / tensors], number % tensors);
+      });
   __syncthreads();
-  const bool plain = OtherLoader::is_plain(owner.others[0], batch, all_see);
-  const uint32_t thread_place = kept(OtherLoader::Loader::first_place(HeadTile{0}));
-  const auto load_tile = [&](int tile, int stage) {
-    if (tile >= tile_count) return;
-    const int number = extras && tile >= tokens.count;
+  const uint32_t thread_place = kept(OtherLoader::Loader::first_place(HeadTile{base}));
+  const bool plain = kept(uint32_t{OtherLoader::is_plain(owner.others[0], batch, all_see)});
+  const auto plain_tiles = [&](int first) {
+    return PlainTiles<Element, columns, threads, tile_steps, as_query, as_key>(
+        OtherLoader(owner.others[0], batch, batch_head, sources_smem, thread_place, true), first);
+  };
+  // Gradients of 128 columns leave no registers for what goes along with the tiles.
+  constexpr bool goes_along = gradients <= 64;
+  auto plain_tokens = plain_tiles(tiles.tokens.first);
+  // x, value, dO (tile_steps, columns) and what is known of each step
+  const auto load_tile = [&](int tile, uint32_t stage) {
+    if (tile >= tiles.count()) return;
+    const int number = tiles.of_tokens(tile) ? 0 : 1;
     const Side& other = owner.others[number];
-    const OtherLoader loader(other, batch, batch_head, sources_smem + 3 * number, thread_place,
-                             plain && number == 0);
-    const int first = first_step(tile);
-    // x, value, dO (tile_steps, columns)
-    loader.template load<tile_steps, 2 * Smem::tile_bytes>(
-        HeadTile{base + Smem::other_x + stage * Smem::tile_bytes}, first);
+    if (plain && number == 0) {
+      if constexpr (!goes_along) plain_tokens = plain_tiles(tiles.first_step(tile));
+      plain_tokens.template load<Smem::other_x, 2 * Smem::tile_bytes>(stage);
+    } else {
+      OtherLoader(other, batch, batch_head, sources_smem + tensors * number, thread_place - base,
+                  false)
+          .template load_by_row<tile_steps, 2 * Smem::tile_bytes>(
+              HeadTile{base + Smem::other_x + stage}, tiles.first_step(tile));
+    }
     if (threadIdx.x < tile_steps) {
-      const int step = first + threadIdx.x, place = stage * tile_steps + threadIdx.x;
-      const float bias = loader.weighting(step);
+      const int step = tiles.first_step(tile) + threadIdx.x;
+      const int place = stage / Smem::tile_bytes * tile_steps + threadIdx.x;
+      const float bias = Weighting<extras>(other, batch)(step);
       bias_smem[place] = bias;
       if (timed) times_smem[place] = time_of(other.times, batch, step, bias > -infinity);
       if constexpr (as_key) {
         const float2 state = state_of(other, batch_head, step);
-        lse_smem[place] = state.x;
-        correction_smem[place] = state.y;
+        minus_lse_smem[place] = -state.x;
+        minus_correction_smem[place] = -state.y;
       }
     }
   };
@@ -131,20 +139,24 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   // A softmax over one step is constant. To find that from differences would leave their rounding.
   const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting<extras> own_weighting(own, batch);
-  SideLoader<Side, Element, columns, threads, extras, as_key, as_query>(own, batch, head,
-                                                                        problem.heads, all_see)
-      .template load_by_row<rows, Smem::own_bytes>(own_x_smem, row);
+  const SideLoader<Side, Element, columns, threads, extras, as_key, as_query> own_loader(
+      own, batch, head, problem.heads, all_see);
+  if (own_loader.plain) {
+    own_loader.template load_plain<rows, Smem::own_bytes>(own_x_smem, row);
+  } else {
+    own_loader.template load_by_row<rows, Smem::own_bytes>(own_x_smem, row);
+  }
   cp_async_commit();
 
-  float own_bias[2], own_lse[2], own_correction[2], own_times[2] = {0.0f, 0.0f};
+  float own_bias[2], minus_own_lse[2], minus_own_correction[2], own_times[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int step = first_row + lane / 4 + half * 8;
     own_bias[half] = own_weighting(step);
     if constexpr (as_query) {
       const float2 state = state_of(own, batch_head, step);
-      own_lse[half] = state.x;
-      own_correction[half] = state.y;
+      minus_own_lse[half] = -state.x;
+      minus_own_correction[half] = -state.y;
     }
     if (timed) own_times[half] = time_of(own.times, batch, step, own_bias[half] > -infinity);
   }
@@ -154,7 +166,10 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   }
   const bool wants_decay = extras && owner.grad_decay != nullptr;
   float grad_decay = 0.0f;
-  const RowsSeen token_rows(owner.windows[0], first_row, own.time, owner.others[0].time);
+  RowsSeen token_rows = block_sees;
+  if (hides_by_position(owner.windows[0], own.time)) token_rows = rows_see(0, first_row, warp_rows);
+  if (first_row >= own.time) token_rows.some.end = 0;
+  const TilesOfRows<tile_steps> token_tiles(token_rows);
   const Dropout dropout(problem.extras, batch_head);
 
   float grad_x_rmem[gradients / 8][4];  // (16, gradients) of the warp
@@ -162,42 +177,47 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   float grad_value_rmem[as_key ? gradients / 8 : 1][4];
   set_zero(grad_value_rmem);
 
+  // Where a lane reads tiles as factors of S and of the gradients of P: the warp's own rows, and
+  // the other steps, which but of float32 are read like this for the gradients too.
+  const uint32_t lane_place = kept(first_key_place<tile_steps>(HeadTile{base}));
+  const uint32_t own_place =
+      kept(tile_steps % 16 == 0 ? lane_place + warp_row * HeadTile::row_bytes
+                                : left_places(HeadTile{base}, warp_row).places[0]);
+  const uint32_t word_place =
+      Element::bytes == 2 ? 0 : kept(first_value_place(HeadTile{base}, first_column));
+  const uint32_t pair_place = kept(base + lane % 4 * 8);  // of two floats of each eight steps
+
   // The first pass only loads.
   int tile = -1;
 #pragma unroll 1
-  for (int stage = 1; tile < tile_count; stage ^= 1) {
-    const int following = next_tile(tile + 1);
-    load_tile(following, stage ^ 1);
+  for (uint32_t stage = Smem::tile_bytes;; stage ^= Smem::tile_bytes) {
+    const int following = tiles.next(tile + 1, [&] { plain_tokens.skip(); });
+    load_tile(following, stage ^ Smem::tile_bytes);
     cp_async_commit();
-    if (tile < 0) {
-      tile = following;
-      continue;
-    }
-    cp_async_wait<1>();
-    __syncthreads();
 
-    const bool of_tokens = !extras || tile < tokens.count;
+    const bool of_tokens = tiles.of_tokens(tile);
     const int number = of_tokens ? 0 : 1;
     const Side& other = owner.others[number];
-    const int first = first_step(tile);
-    const RowsSeen seen =
-        of_tokens ? token_rows : RowsSeen(owner.windows[number], first_row, own.time, other.time);
-    if (first_row < own.time && !seen.none(first, first + tile_steps)) {
-      const int offset = stage * Smem::tile_bytes, place = stage * tile_steps;
-      const HeadTile x_smem{base + Smem::other_x + offset};
-      const HeadTile value_smem{base + Smem::other_value + offset};
-      const HeadTile grad_out_smem{base + Smem::other_grad_out + offset};
+    const int first = kept(uint32_t(tiles.first_step(tile)));
+    const TilesOfRows<tile_steps> seen =
+        of_tokens ? token_tiles : TilesOfRows<tile_steps>(rows_see(number, first_row, warp_rows));
+    if (seen.some(first)) {
+      const int place = stage / Smem::tile_bytes * tile_steps;
+      const uint32_t pair_smem = pair_place + place * 4;
+      LanePlaces<Element, columns> own_places(own_place), other_places(lane_place + stage);
+      if constexpr (goes_along) own_places.keep();
+      other_places.keep();
 
       float scores_rmem[tile_steps / 8][4];  // (16, steps) = x (16, columns) x^T (columns, steps)
       set_zero(scores_rmem);
-      multiply_transposed<tile_steps>(scores_rmem, x_smem, [&](int step, uint32_t (&a)[4]) {
-        load_fragment(a, own_x_smem, warp_row, step);
-      });
+      multiply_keys<tile_steps, Smem::other_x>(
+          scores_rmem, other_places,
+          [&](int step, uint32_t (&a)[4]) { load_fragment<Smem::own_x>(a, own_places, step); });
       float factor = problem.scale;
-      if (timed || !of_tokens || other.mask.data || !seen.whole(first, first + tile_steps)) {
+      if (timed || !of_tokens || other.mask.data || !seen.whole(first)) {
         add_bias<tile_steps>(scores_rmem, factor, bias_smem + place);
         const Window& window = owner.windows[number];
-        if (hides_by_position(window, own.time) && !seen.whole(first, first + tile_steps)) {
+        if (hides_by_position(window, own.time) && !seen.whole(first)) {
           hide<tile_steps>(scores_rmem, window, first_row, own.time, other.time, first);
         }
         if (timed) {
@@ -215,14 +235,14 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         for (int n = 0; n < tile_steps / 8; ++n) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            grad_weights_rmem[n][e] = extras ? 0.0f : -own_correction[e / 2];
+            grad_weights_rmem[n][e] = extras ? 0.0f : minus_own_correction[e / 2];
           }
         }
         if (!constant_as_query) {
-          multiply_transposed<tile_steps>(grad_weights_rmem, value_smem,
-                                          [&](int step, uint32_t (&a)[4]) {
-                                            load_fragment(a, own_grad_out_smem, warp_row, step);
-                                          });
+          multiply_keys<tile_steps, Smem::other_value>(
+              grad_weights_rmem, other_places, [&](int step, uint32_t (&a)[4]) {
+                load_fragment<Smem::own_grad_out>(a, own_places, step);
+              });
         }
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
@@ -233,61 +253,74 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
           }
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, -own_lse[e / 2]));
+            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, minus_own_lse[e / 2]));
             float grad_weight = grad_weights_rmem[n][e];
             if (extras && dropout.active()) {
               grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
             }
-            if (extras) grad_weight -= own_correction[e / 2];
+            if (extras) grad_weight += minus_own_correction[e / 2];
             grad_scores_rmem[n][e] = weight * grad_weight;
           }
         }
       }
       if constexpr (as_key) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = v (16, columns) dO^T
+        set_zero(grad_weights_rmem);
+        if constexpr (!extras) {
+          unrolled<tile_steps / 8>([&](auto n) {
+            const float2 pair = load_shared_pair<Smem::minus_correction + n * 32>(pair_smem);
 #pragma unroll
-        for (int n = 0; n < tile_steps / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int column = place + n * 8 + lane % 4 * 2 + e % 2;
-            grad_weights_rmem[n][e] = extras ? 0.0f : -correction_smem[column];
-          }
+            for (int e = 0; e < 4; ++e) grad_weights_rmem[n][e] = e % 2 ? pair.y : pair.x;
+          });
         }
         if (!constant_as_key) {
-          multiply_transposed<tile_steps>(grad_weights_rmem, grad_out_smem,
-                                          [&](int step, uint32_t (&a)[4]) {
-                                            load_fragment(a, own_value_smem, warp_row, step);
-                                          });
+          multiply_keys<tile_steps, Smem::other_grad_out>(
+              grad_weights_rmem, other_places, [&](int step, uint32_t (&a)[4]) {
+                load_fragment<Smem::own_value>(a, own_places, step);
+              });
         }
-#pragma unroll
-        for (int n = 0; n < tile_steps / 8; ++n) {
+        unrolled<tile_steps / 8>([&](auto n) {
+          const float2 minus_lse = load_shared_pair<Smem::minus_lse + n * 32>(pair_smem);
+          float2 minus_correction{};
+          if constexpr (extras) {
+            minus_correction = load_shared_pair<Smem::minus_correction + n * 32>(pair_smem);
+          }
           bool keep[4] = {true, true, true, true};
           if (extras && dropout.active()) {
             dropout.draw_keys(keep, first_row, first + n * 8, other.stream);
           }
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const int column = place + n * 8 + lane % 4 * 2 + e % 2;
-            const float bias = extras ? own_bias[e / 2] : 0.0f;  // padded rows are not stored
-            const float weight =
-                exp2_fast(fmaf(scores_rmem[n][e], factor, bias - lse_smem[column]));
+            float shift = e % 2 ? minus_lse.y : minus_lse.x;
+            if (extras) shift += own_bias[e / 2];  // padded rows are not stored
+            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, shift));
             float grad_weight = grad_weights_rmem[n][e], kept_weight = weight;
             if (extras && dropout.active()) {
               grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
               kept_weight = keep[e] ? weight * problem.extras.keep_scale : 0.0f;
             }
-            if (extras) grad_weight -= correction_smem[column];
+            if (extras) grad_weight += e % 2 ? minus_correction.y : minus_correction.x;
             grad_scores_rmem[n][e] =
                 as_query ? fmaf(weight, grad_weight, grad_scores_rmem[n][e]) : weight * grad_weight;
             scores_rmem[n][e] = kept_weight;
           }
-        }
-        // grad_value (16, gradients) += weights (16, steps) dO (steps, gradients)
-        accumulate<tile_steps, gradients>(grad_value_rmem, scores_rmem, grad_out_smem,
-                                          first_column);
+        });
       }
+      // grad_value (16, gradients) += weights (16, steps) dO (steps, gradients)
       // grad_x (16, gradients) += dS (16, steps) x (steps, gradients)
-      accumulate<tile_steps, gradients>(grad_x_rmem, grad_scores_rmem, x_smem, first_column);
+      const auto add_gradients = [&](const auto& places) {
+        if constexpr (as_key) {
+          accumulate<tile_steps, gradients, Smem::other_grad_out>(grad_value_rmem, scores_rmem,
+                                                                  places);
+        }
+        accumulate<tile_steps, gradients, Smem::other_x>(grad_x_rmem, grad_scores_rmem, places);
+      };
+      if constexpr (Element::bytes == 2) {
+        if constexpr (parts > 1) other_places.move(first_column * Element::bytes);
+        add_gradients(other_places);
+      } else {
+        add_gradients(WordPlaces<Element, columns>(word_place + stage));
+      }
       if (wants_decay) {
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
@@ -299,11 +332,11 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         }
       }
     }
+    cp_async_wait<0>();
     __syncthreads();
+    if (following >= tiles.count()) break;
     tile = following;
   }
-  cp_async_wait<0>();
-  __syncthreads();
 
   if (wants_decay) {
     float* sums_smem = reinterpret_cast<float*>(smem + Smem::sums);

@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "tile.h"
 
 namespace mmer::cuda {
@@ -72,14 +74,29 @@ MMER_DEVICE LanePlaces<Element, columns> transposed_places(Tile<Element, columns
   return LanePlaces<Element, columns>(keys_smem.piece(lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 
+// The same, for multiply_keys.
+template <int keys, class Element, int columns>
+MMER_DEVICE uint32_t first_key_place(Tile<Element, columns> keys_smem) {
+  static_assert(keys == 8 || keys % 16 == 0);
+  constexpr int rows = keys < 16 ? keys : 16;
+  const int lane = threadIdx.x % 32;
+  return keys_smem.piece(lane % rows, lane / rows % 2);
+}
+
 // Of the right factor (keys, columns), the columns of a tile from `first_column` on, a multiple of
-// 16 below 64 or of 64.
+// 16 below 64 or of 64. Two bytes an element: a piece; four: a word of an even row (WordPlaces).
+template <class Element, int columns>
+MMER_DEVICE uint32_t first_value_place(Tile<Element, columns> values_smem, int first_column = 0) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t first = Element::bytes == 2 ? values_smem.piece(lane % 16, lane / 16)
+                                             : values_smem.element(lane % 4 * 2, lane / 4);
+  return values_smem.advance(first, first_column / Tile<Element, columns>::piece_elements);
+}
+
 template <class Element, int columns>
 MMER_DEVICE LanePlaces<Element, columns> value_places(Tile<Element, columns> values_smem,
                                                       int first_column = 0) {
-  const int lane = threadIdx.x % 32;
-  const uint32_t first = values_smem.piece(lane % 16, lane / 16);
-  return LanePlaces<Element, columns>(values_smem.advance(first, first_column / 8));
+  return LanePlaces<Element, columns>(first_value_place(values_smem, first_column));
 }
 
 // a (16, depth) from the warp's rows of a tile: step n is their bytes [32 n, 32 n + 32).
@@ -90,13 +107,22 @@ MMER_DEVICE void load_fragment(uint32_t (&a)[4], Tile<Element, columns> rows_sme
   ldmatrix(a, rows_smem.piece(first_row + lane % 16, step * 2 + lane / 16));
 }
 
+// The same from the lane's places of those rows, `distance` bytes from there.
+template <int distance, class Element, int columns>
+MMER_DEVICE void load_fragment(uint32_t (&a)[4], const LanePlaces<Element, columns>& places,
+                               int step) {
+  constexpr int count = LanePlaces<Element, columns>::count;
+  ldmatrix<distance>(a, places.places[step % count] + step / count * 128);
+}
+
 // Steps of a product that contracts the columns of a tile.
 template <class Element, int columns>
 constexpr int steps_of = columns / Element::depth;
 
 // scores (16, keys) += rows (16, depth) times the transposed tile (keys, depth), `distance` bytes
-// from the one of the places. `fragment(step, a)` gives the rows, step by step.
-template <int keys, int distance = 0, class Element, int depth, class Fragment>
+// from the one of the places. `fragment(step, a)` gives the rows, step by step. `second`: the other
+// of a lane's matrices that belongs to the same keys as its first.
+template <int keys, int distance = 0, int second = 1, class Element, int depth, class Fragment>
 MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
                                      const LanePlaces<Element, depth>& places,
                                      const Fragment& fragment) {
@@ -114,8 +140,8 @@ MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
       unrolled<keys / 16>([&](auto n) {
         uint32_t b[4];
         ldmatrix<distance + Places::offset(n * 16, 0)>(b, place);
-        Element::mma(scores[2 * n], a, b[0], b[1]);
-        Element::mma(scores[2 * n + 1], a, b[2], b[3]);
+        Element::mma(scores[2 * n], a, b[0], b[second]);
+        Element::mma(scores[2 * n + 1], a, b[3 - second], b[3]);
       });
       if constexpr (keys % 16 != 0) {
         uint32_t b[2];
@@ -124,6 +150,14 @@ MMER_DEVICE void multiply_transposed(float (&scores)[keys / 8][4],
       }
     });
   }
+}
+
+// The same from places that follow from first_key_place: where keys are taken by 16, a lane reads
+// them as it reads a left factor and, of two bytes an element, values.
+template <int keys, int distance, class Element, int depth, class Fragment>
+MMER_DEVICE void multiply_keys(float (&scores)[keys / 8][4],
+                               const LanePlaces<Element, depth>& places, const Fragment& fragment) {
+  multiply_transposed<keys, distance, 2>(scores, places, fragment);
 }
 
 template <int keys, class Element, int depth, class Fragment>
@@ -152,54 +186,61 @@ struct WordPlaces {
   using Places = LanePlaces<Element, columns>;
   Places even, odd;
 
-  MMER_DEVICE WordPlaces(Tile<Element, columns> values_smem, int first_column)
-      : even(place(values_smem, 0, first_column)), odd(place(values_smem, 1, first_column)) {}
+  // `first`: the word of the even row.
+  MMER_DEVICE explicit WordPlaces(uint32_t first)
+      : even(first), odd(Tile<Element, columns>::below(first, 1)) {}
 
   // b (depth, 16), the 16 columns `number` of step `step`.
-  template <int step, int number>
+  template <int step, int number, int distance>
   MMER_DEVICE void load(uint32_t (&b)[4]) const {
     unrolled<2>([&](auto half) {
       constexpr int pair = 2 * number + decltype(half)::value;
-      constexpr int offset = Places::offset(step * Element::depth, pair);
+      constexpr int offset = distance + Places::offset(step * Element::depth, pair);
       b[2 * half] = load_shared_word<offset>(even.place(pair));
       b[2 * half + 1] = load_shared_word<offset>(odd.place(pair));
     });
   }
-
- private:
-  static MMER_DEVICE uint32_t place(Tile<Element, columns> values_smem, int odd, int first_column) {
-    const int lane = threadIdx.x % 32;
-    const uint32_t first = values_smem.element(lane % 4 * 2 + odd, lane / 4);
-    return values_smem.advance(first, first_column / Tile<Element, columns>::piece_elements);
-  }
 };
 
-// sums (16, columns) += weights (16, keys) times the columns of the tile (keys, tile_columns) from
-// `first_column` on, as for value_places.
+// Of the right factor (keys, columns) of any type.
+template <class Element, int columns>
+using ValuePlaces = std::conditional_t<Element::bytes == 2, LanePlaces<Element, columns>,
+                                       WordPlaces<Element, columns>>;
+
+// sums (16, columns) += weights (16, keys) times the columns of a tile (keys, tile_columns),
+// `distance` bytes from the one of the places.
+template <int keys, int columns, int distance, class Element, int tile_columns>
+MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
+                            const LanePlaces<Element, tile_columns>& places) {
+  unrolled<steps_of<Element, keys>>([&](auto step) {
+    uint32_t a[4];
+    Element::left_operand(a, weights, step);
+    accumulate_step<step, distance, columns>(sums, a, places);
+  });
+}
+
+template <int keys, int columns, int distance, class Element, int tile_columns>
+MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
+                            const WordPlaces<Element, tile_columns>& places) {
+  unrolled<steps_of<Element, keys>>([&](auto step) {
+    uint32_t words[4];
+    Element::left_operand(words, weights, step);
+    const auto& a = Element::shared_left(words);
+    unrolled<columns / 16>([&](auto n) {
+      uint32_t b[4];
+      places.template load<step, n, distance>(b);
+      Element::mma(sums[2 * n], a, b[0], b[1]);
+      Element::mma(sums[2 * n + 1], a, b[2], b[3]);
+    });
+  });
+}
+
+// The same of the columns from `first_column` on, as for value_places.
 template <int keys, int columns, class Element, int tile_columns>
 MMER_DEVICE void accumulate(float (&sums)[columns / 8][4], const float (&weights)[keys / 8][4],
                             Tile<Element, tile_columns> values_smem, int first_column) {
-  if constexpr (Element::bytes == 2) {
-    const auto places = value_places(values_smem, first_column);
-    unrolled<steps_of<Element, keys>>([&](auto step) {
-      uint32_t a[4];
-      Element::left_operand(a, weights, step);
-      accumulate_step<step, 0, columns>(sums, a, places);
-    });
-  } else {
-    const WordPlaces<Element, tile_columns> places(values_smem, first_column);
-    unrolled<steps_of<Element, keys>>([&](auto step) {
-      uint32_t words[4];
-      Element::left_operand(words, weights, step);
-      const auto& a = Element::shared_left(words);
-      unrolled<columns / 16>([&](auto n) {
-        uint32_t b[4];
-        places.template load<step, n>(b);
-        Element::mma(sums[2 * n], a, b[0], b[1]);
-        Element::mma(sums[2 * n + 1], a, b[2], b[3]);
-      });
-    });
-  }
+  const ValuePlaces<Element, tile_columns> places(first_value_place(values_smem, first_column));
+  accumulate<keys, columns, 0>(sums, weights, places);
 }
 
 }  // namespace mmer::cuda

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "tile.h"
 #include "visible.h"
 
@@ -38,7 +40,7 @@ struct Weighting {
       if (source.log_counts) log_counts_gmem = source.log_counts + int64_t{batch} * source.time;
     }
   }
-  MMER_DEVICE bool all_real() const { return !visible.mask_gmem && !(extras && log_counts_gmem); }
+  MMER_DEVICE bool all_real() const { return !visible.mask_gmem & !(extras && log_counts_gmem); }
   MMER_DEVICE bool whole(int end) const { return end <= visible.time && all_real(); }
   // 0 for a token, -inf if it is padded.
   MMER_DEVICE float operator()(int step) const {
@@ -49,6 +51,16 @@ struct Weighting {
     return visible(step) && !(extras && log_counts_gmem && log_counts_gmem[step] == -infinity);
   }
 };
+
+// Where the rows of `count` tensors begin, rows_of(number): a thread finds each, for all of the
+// block.
+template <class Element, int count, class RowsOf>
+MMER_DEVICE void find_sources(HeadSource* sources_smem, int batch, int head,
+                              const RowsOf& rows_of) {
+  if (threadIdx.x >= count) return;
+  const Rows& rows = rows_of(static_cast<int>(threadIdx.x));
+  sources_smem[threadIdx.x] = HeadSource::of<typename Element::Bits>(rows, batch, head);
+}
 
 // Tiles of x, then of the values and of the gradients of the output where they are wanted, each
 // `distance` bytes behind the one before. Rows that are not seen become zero, so that nothing that
@@ -72,19 +84,22 @@ struct SideLoader {
         batch_head(batch * heads + head),
         weighting(side, batch),
         x(compared(side), batch, head),
-        value(rows_of(side, 1), batch, head),
-        grad_out(rows_of(side, 2), batch, head),
+        value(tensor(side, values), batch, head),
+        grad_out(tensor(side, grad_outs * (1 + values)), batch, head),
         thread_place(kept(Loader::first_place(HeadTile{0}))),
         plain(is_plain(side, batch, all_see)) {}
 
   // What a thread keeps of a side takes too many registers for some kernels: what is the same for
-  // all of a block waits in shared memory.
-  template <int sides>
-  static MMER_DEVICE void find_sources(HeadSource* sources_smem, const Source* side, int batch,
-                                       int head) {
-    if (threadIdx.x >= 3 * sides) return;
-    sources_smem[threadIdx.x] =
-        HeadSource::of<Bits>(rows_of(side[threadIdx.x / 3], threadIdx.x % 3), batch, head);
+  // all of a block waits in shared memory, of each side its tensors in this order (find_sources).
+  static constexpr int tensors = 1 + values + grad_outs;
+  static MMER_DEVICE const Rows& tensor(const Source& side, int number) {
+    if constexpr (values) {
+      if (number == 1) return side.value;
+    }
+    if constexpr (grad_outs) {
+      if (number == 1 + values) return side.grad_out;
+    }
+    return compared(side);
   }
   MMER_DEVICE SideLoader(const Source& side, int batch, int batch_head,
                          const HeadSource* sources_smem, uint32_t thread_place, bool plain)
@@ -92,16 +107,19 @@ struct SideLoader {
         batch_head(batch_head),
         weighting(side, batch),
         x(compared(side), sources_smem[0]),
-        value(rows_of(side, 1), sources_smem[1]),
-        grad_out(rows_of(side, 2), sources_smem[2]),
+        value(tensor(side, values), sources_smem[values]),
+        grad_out(tensor(side, grad_outs * (1 + values)), sources_smem[grad_outs * (1 + values)]),
         thread_place(thread_place),
         plain(plain) {}
 
   // Whether every row is aligned and nothing hides one but the end of a sequence.
   static MMER_DEVICE bool is_plain(const Source& side, int batch, bool all_see) {
-    return compared(side).aligned && (!values || rows_of(side, 1).aligned) &&
-           (!grad_outs || (rows_of(side, 2).aligned && all_see)) &&
-           Weighting<extras>(side, batch).all_real();
+    bool plain = Weighting<extras>(side, batch).all_real() & (all_see || !grad_outs);
+#pragma unroll
+    for (int number = 0; number < tensors; ++number) {
+      plain &= static_cast<bool>(tensor(side, number).aligned);
+    }
+    return plain;
   }
 
   // Starts to load the tiles of the steps from `first` on.
@@ -117,6 +135,19 @@ struct SideLoader {
     }
   }
 
+  // The same of a side that is plain: of few tiles, where PlainTiles does not pay.
+  template <int rows, int distance>
+  MMER_DEVICE void load_plain(HeadTile x_smem, int first) const {
+    if (rows < Loader::row_step && Loader::first_row() >= rows) return;
+    const uint32_t place = x_smem.address + thread_place;
+    const int count = side.time - first;
+    x.template load_first<rows, 0>(place, first, count);
+    if constexpr (values) value.template load_first<rows, distance>(place, first, count);
+    if constexpr (grad_outs) {
+      grad_out.template load_first<rows, (1 + values) * distance>(place, first, count);
+    }
+  }
+
   // The same of any rows.
   template <int rows, int distance>
   MMER_DEVICE void load_by_row(HeadTile x_smem, int first) const {
@@ -129,15 +160,6 @@ struct SideLoader {
   }
 
  private:
-  static MMER_DEVICE const Rows& rows_of(const Source& side, int number) {
-    if constexpr (values) {
-      if (number == 1) return side.value;
-    }
-    if constexpr (grad_outs) {
-      if (number == 2) return side.grad_out;
-    }
-    return compared(side);
-  }
   MMER_DEVICE bool sees_a_key(int step) const {
     if constexpr (grad_outs) return state_of(side, batch_head, step).x < infinity;
     return false;
@@ -201,6 +223,91 @@ struct SideLoader {
         grad_out_row += Loader::row_step * grad_out.time_stride;
       }
     }
+  }
+};
+
+// The same of a side whose rows are aligned and of which nothing hides one but its end, in tiles of
+// `rows` that follow each other: what a thread needs for the next one stays in registers.
+template <class Element, int columns, int threads, int rows, bool values, bool grad_outs>
+struct PlainTiles {
+  using Loader = RowLoader<Element, columns, threads>;
+  using HeadTile = Tile<Element, columns>;
+  // Of the tile, that the block's threads load at once.
+  static constexpr int turn_rows = rows < Loader::row_step ? rows : Loader::row_step;
+
+  // Of one tensor.
+  struct NextRow {
+    Loader loader;  // from the thread's next row on
+    int64_t step_bytes;
+
+    MMER_DEVICE NextRow(const Loader& source, int first)
+        : loader(source), step_bytes(kept(turn_rows * source.time_stride * Element::bytes)) {
+      loader.first_gmem = kept(source.source(first));
+      loader.first_bytes = kept(static_cast<uint32_t>(source.first_bytes));
+    }
+    MMER_DEVICE void skip() { loader.first_gmem += rows * loader.time_stride; }
+    template <int offset>
+    MMER_DEVICE void load(uint32_t place, bool wanted) {
+      loader.template load_row<offset>(place, loader.first_gmem, wanted);
+      loader.first_gmem = kept(reinterpret_cast<const typename Element::Bits*>(
+          reinterpret_cast<const char*>(loader.first_gmem) + step_bytes));
+    }
+  };
+  struct NoRow {
+    MMER_DEVICE NoRow(const Loader&, int) {}
+    MMER_DEVICE void skip() {}
+    template <int offset>
+    MMER_DEVICE void load(uint32_t, bool) {}
+  };
+  NextRow x;
+  std::conditional_t<values, NextRow, NoRow> value;
+  std::conditional_t<grad_outs, NextRow, NoRow> grad_out;
+  uint32_t thread_place;
+  int left;  // steps from the next tile on
+
+  // From step `first` on.
+  template <class Source, bool extras>
+  MMER_DEVICE PlainTiles(
+      const SideLoader<Source, Element, columns, threads, extras, values, grad_outs>& side,
+      int first)
+      : x(side.x, first),
+        value(side.value, first),
+        grad_out(side.grad_out, first),
+        thread_place(side.thread_place),
+        left(side.side.time - first) {}
+
+  MMER_DEVICE void skip() {
+    x.skip();
+    value.skip();
+    grad_out.skip();
+    left -= rows;
+  }
+
+  // Starts to load the next tile, whose x stands `x_place` bytes behind `stage`.
+  template <int x_place, int distance>
+  MMER_DEVICE void load(uint32_t stage) {
+    const uint32_t place = thread_place + stage;
+    if (left >= rows) {
+      load_rows<x_place, distance>(place, [](int) { return true; });
+    } else {
+      const int wanted = left - Loader::first_row();
+      load_rows<x_place, distance>(place, [&](int below) { return below < wanted; });
+    }
+    left -= rows;
+  }
+
+ private:
+  template <int x_place, int distance, class Wanted>
+  MMER_DEVICE void load_rows(uint32_t place, const Wanted& wanted) {
+    if (Loader::first_row() >= turn_rows) return;
+    unrolled<rows / turn_rows>([&](auto n) {
+      constexpr int below = decltype(n)::value * turn_rows;
+      constexpr int offset = x_place + below * HeadTile::row_bytes;
+      const uint32_t turned = HeadTile::turned(place, below);
+      x.template load<offset>(turned, wanted(below));
+      value.template load<distance + offset>(turned, wanted(below));
+      grad_out.template load<(1 + values) * distance + offset>(turned, wanted(below));
+    });
   }
 };
 

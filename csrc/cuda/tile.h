@@ -225,16 +225,18 @@ struct RowWriter {
   bool whole;  // every piece of a row is
   Bits* piece_gmem;
 
-  MMER_DEVICE RowWriter(const Rows& target, int batch, int head, int first_column)
+  MMER_DEVICE RowWriter(const Rows& target, const HeadSource& head, int first_column)
       : target(target),
         pair_place(kept(RowTile{0}.element(lane() / 4, first_column + lane() % 4 * 2))),
         column(first_column + lane() % lanes_a_row * piece_elements),
         whole(target.aligned && first_column + columns <= target.dim) {
     const int row = lane() / lanes_a_row;
     piece_place = kept(RowTile{0}.element(row, column));
-    piece_gmem = kept(const_cast<Bits*>(head_rows<Bits>(target, batch, head)) +
-                      row * target.time_stride + column);
+    piece_gmem =
+        kept(static_cast<Bits*>(const_cast<void*>(head.data)) + row * head.time_stride + column);
   }
+  MMER_DEVICE RowWriter(const Rows& target, int batch, int head, int first_column)
+      : RowWriter(target, HeadSource::of<Bits>(target, batch, head), first_column) {}
 
   // `value(n, e)` is what accumulator [n][e] of `strips` becomes; those of a strip follow those of
   // the one above it. `rows_smem`: the first of the warp's rows of the tile, a multiple of 8.

@@ -15,48 +15,73 @@ struct Interval {
   int first, end;
 };
 
+MMER_DEVICE Interval interval_of_chunk(const Window& window, int chunk, int other_time) {
+  return {max((chunk + window.first_chunk) * window.other_chunk, 0),
+          min((chunk + window.end_chunk) * window.other_chunk, other_time)};
+}
+
 MMER_DEVICE Interval interval_of(const Window& window, int step, int other_time) {
-  const int chunk = step / window.own_chunk;
-  Interval seen{max((chunk + window.first_chunk) * window.other_chunk, 0),
-                min((chunk + window.end_chunk) * window.other_chunk, other_time)};
+  Interval seen = interval_of_chunk(window, step / window.own_chunk, other_time);
   if (window.causal > 0) seen.end = min(seen.end, step + 1);
   if (window.causal < 0) seen.first = max(seen.first, step);
   return seen;
 }
 
-// Tiles of the other sequence: `count` from step `first` on.
+// Whether steps of the same sequence see different ones of the other.
+MMER_DEVICE bool hides_by_position(const Window& window, int own_time) {
+  return (window.own_chunk < own_time) | (window.causal != 0);
+}
+
+// What some rows, one after the other, see.
+struct RowsSeen {
+  Interval all;   // what every row sees
+  Interval some;  // what any of them sees
+
+  // `by_position`: of hides_by_position.
+  MMER_DEVICE RowsSeen(const Window& window, bool by_position, int first_row, int rows,
+                       int own_time, int other_time) {
+    if (!by_position) {
+      all = some = interval_of_chunk(window, 0, other_time);
+      return;
+    }
+    const int last = own_time - 1;
+    const Interval from = interval_of(window, min(first_row, last), other_time);
+    const Interval to = interval_of(window, min(first_row + rows - 1, last), other_time);
+    all = {to.first, from.end};
+    some = {from.first, to.end};
+  }
+};
+
+// Tiles of `steps` each of the other sequence: `count` from step `first` on.
 struct Tiles {
   int first, count;
 };
 
 // Those that any of a block's rows sees. `first` is a multiple of 8, as the groups of dropout need.
-template <int rows, int tile>
-MMER_DEVICE Tiles tiles_seen(const Window& window, int row, int own_time, int other_time) {
-  const int last_row = min(row + rows, own_time) - 1;
-  const int first = interval_of(window, row, other_time).first / 8 * 8;
-  const int end = interval_of(window, last_row, other_time).end;
-  return {first, max((end - first + tile - 1) / tile, 0)};
+template <int steps>
+MMER_DEVICE Tiles tiles_seen(const RowsSeen& rows) {
+  const int first = rows.some.first & ~7;
+  return {first, max(rows.some.end - first + steps - 1, 0) / steps};
 }
 
-// Whether steps of the same sequence see different ones of the other.
-MMER_DEVICE bool hides_by_position(const Window& window, int own_time) {
-  return window.own_chunk < own_time || window.causal != 0;
-}
+// What the rows of a warp see of a tile, by the tile's first step.
+template <int steps>
+struct TilesOfRows {
+  int some_from, whole_from;
+  uint32_t some_count, whole_count;
 
-// What the 16 rows of a warp see.
-struct RowsSeen {
-  Interval all;   // what every row sees
-  Interval some;  // what any of them sees
-
-  MMER_DEVICE RowsSeen(const Window& window, int warp_first, int own_time, int other_time) {
-    const int last = own_time - 1;
-    const Interval from = interval_of(window, min(warp_first, last), other_time);
-    const Interval to = interval_of(window, min(warp_first + 15, last), other_time);
-    all = {to.first, from.end};
-    some = {from.first, to.end};
+  MMER_DEVICE explicit TilesOfRows(const RowsSeen& rows)
+      : some_from(rows.some.first - (steps - 1)),
+        whole_from(rows.all.first),
+        some_count(max(rows.some.end - some_from, 0)),
+        whole_count(max(rows.all.end - (steps - 1) - whole_from, 0)) {}
+  // Whether any row sees a step of the tile, and whether each sees all.
+  MMER_DEVICE bool some(int first) const {
+    return static_cast<uint32_t>(first - some_from) < some_count;
   }
-  MMER_DEVICE bool whole(int first, int end) const { return first >= all.first && end <= all.end; }
-  MMER_DEVICE bool none(int first, int end) const { return end <= some.first || first >= some.end; }
+  MMER_DEVICE bool whole(int first) const {
+    return static_cast<uint32_t>(first - whole_from) < whole_count;
+  }
 };
 
 // logits = scale * scores + the bias of each key. Keys past the end have a bias of -inf.
@@ -88,6 +113,20 @@ MMER_DEVICE void hide(float (&logits)[keys / 8][4], const Window& window, int wa
         const int key = first_key + n * 8 + lane % 4 * 2 + e;
         if (!(key >= seen.first && key < seen.end)) logits[n][2 * half + e] = -infinity;
       }
+    }
+  }
+}
+
+// The same where only the end of the sequence hides keys, all of a tile but the first `count`.
+template <int keys>
+MMER_DEVICE void hide_end(float (&logits)[keys / 8][4], int count) {
+  const int left = count - static_cast<int>(threadIdx.x % 4 * 2);
+#pragma unroll
+  for (int n = keys / 8 - 1; n >= 0; --n) {
+    if (n * 8 + 8 <= count) return;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (n * 8 + e % 2 >= left) logits[n][e] = -infinity;
     }
   }
 }

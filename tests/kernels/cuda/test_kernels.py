@@ -108,6 +108,20 @@ def test_error_rule_for_lengths(
 
 
 @operators
+@elements
+@pytest.mark.parametrize(
+    "head_dim", [40, *(pytest.param(dim, marks=pytest.mark.slow) for dim in (16, 128, 256))]
+)
+def test_error_rule_without_masks(operator: str, dtype: torch.dtype, head_dim: int) -> None:
+    case = make_pair(
+        operator, dtype=dtype, batch=1, heads=1, time_a=70, time_b=150, head_dim=head_dim
+    )
+    # So little shared memory leaves no room for S once.
+    with emulated_backend(shared_bytes=1024):
+        check_error_rule(case, "cuda")
+
+
+@operators
 @pytest.mark.usefixtures("machine")
 def test_nothing_in_the_padding_is_seen(operator: str) -> None:
     case = make_pair(operator, dtype=torch.bfloat16, time_a=40, time_b=70, masks=True)
@@ -172,7 +186,9 @@ def run_chunked(
 ) -> list[Tensor]:
     q, k, v = inputs
     if summarised:
-        options["summaries"] = chunk_summaries(k, v, options["chunk_size"], mask=options["mask"])
+        options["summaries"] = chunk_summaries(
+            k, v, options["chunk_size"], mask=options.get("mask")
+        )
     out, lse = chunked_attention(q, k, v, **options, return_lse=True, backend=backend)
     finite = torch.where(lse.isfinite(), lse, 0.0)
     return [out, lse, *gradients((out, finite), inputs)]
@@ -203,6 +219,26 @@ def test_chunked(options: dict[str, Any], summarised: bool, dtype: torch.dtype) 
         run_chunked(inputs, name, summarised, **options) for name in ("cuda", "reference")
     )
     assert_near(ours, wanted, dtype)
+
+
+@pytest.mark.parametrize("summarised", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk_size": 64, "lookahead": 1},
+        {"chunk_size": 7, "lookback": 9, "causal": True},
+        {"chunk_size": 5000},
+    ],
+)
+@pytest.mark.usefixtures("machine")
+def test_chunked_without_mask(options: dict[str, Any], summarised: bool) -> None:
+    inputs = tuple(
+        random_tensor(1, 2, 200, 8, dtype=torch.float16, seed=n).requires_grad_() for n in range(3)
+    )
+    ours, wanted = (
+        run_chunked(inputs, name, summarised, **options) for name in ("cuda", "reference")
+    )
+    assert_near(ours, wanted, torch.float16)
 
 
 @elements

@@ -30,6 +30,7 @@ class Mutation:
         time_a: steps of the first sequence; the second has 150.
         multiprocessors: of the GPU: 1 takes S once in one group.
         shared_bytes: of a block: few leave no room for S once.
+        masks: hide steps of both sequences.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Mutation:
     time_a: int = 70
     multiprocessors: int = 1
     shared_bytes: int = 163 * 1024
+    masks: bool = True
 
     def apply(self, folder: Path) -> None:
         path = folder / "cuda" / self.source
@@ -50,19 +52,28 @@ class Mutation:
         path.write_text(head + self.new + tail)
 
 
-WAIT_AND_BARRIER = "cp_async_wait<1>();\n    __syncthreads();"
-END_OF_TILE = "    __syncthreads();\n    tile = following;"
+WAIT_AND_BARRIER = "    cp_async_wait<0>();\n    __syncthreads();\n"
 FORWARD = {
-    "barrier after the wait": Mutation(
-        "directed_forward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race"
+    "barrier between two tiles": Mutation(
+        "directed_forward.h", WAIT_AND_BARRIER, "cp_async_wait<0>();", "race"
     ),
-    "barrier before the next load": Mutation(
-        "directed_forward.h", END_OF_TILE, "    tile = following;", "race"
+    "wait for a tile": Mutation(
+        "directed_forward.h", WAIT_AND_BARRIER, "__syncthreads();", "copy in flight"
     ),
-    "shorter wait": Mutation(
-        "directed_forward.h", "cp_async_wait<1>();", "cp_async_wait<2>();", "copy in flight"
+    "wait for the queries": Mutation(
+        "directed_forward.h", "cp_async_wait<1>();", "", "copy in flight"
     ),
     "end of the keys": Mutation(
+        "visible.h", "if (n * 8 + 8 <= count) return;", "return;", None, masks=False
+    ),
+    "rows past the end of a plain side are loaded": Mutation(
+        "side_loader.h",
+        "return below < wanted;",
+        "return true;",
+        "out of bounds global",
+        masks=False,
+    ),
+    "padded keys": Mutation(
         "directed_forward.h", "bias_smem[place] = bias;", "bias_smem[place] = 0.0f;", None
     ),
     "bias of the keys": Mutation(
@@ -192,13 +203,28 @@ ONCE_BACKWARD = {
     ),
 }
 BACKWARD = {
-    "barrier after the wait": Mutation(
-        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<1>();", "race", shared_bytes=1024
+    "barrier between two tiles": Mutation(
+        "owner_backward.h", WAIT_AND_BARRIER, "cp_async_wait<0>();", "race", shared_bytes=1024
+    ),
+    "wait for a tile": Mutation(
+        "owner_backward.h",
+        WAIT_AND_BARRIER,
+        "__syncthreads();",
+        "copy in flight",
+        shared_bytes=1024,
+    ),
+    "rows past the end of a plain side are loaded": Mutation(
+        "tile.h",
+        "below < wanted);",
+        "true);",
+        "out of bounds global",
+        shared_bytes=1024,
+        masks=False,
     ),
     "correction of the keys' gradient": Mutation(
         "owner_backward.h",
-        "extras ? 0.0f : -correction_smem[column]",
-        "0.0f",
+        "grad_weights_rmem[n][e] = e % 2 ? pair.y : pair.x;",
+        "grad_weights_rmem[n][e] = 0.0f;",
         None,
         shared_bytes=1024,
     ),
@@ -221,7 +247,7 @@ def run_mutated(
         heads=1,
         time_a=mutation.time_a,
         time_b=150,
-        masks=True,
+        masks=mutation.masks,
         scale=mutation.scale,
     )
     expected = KernelFault if mutation.check else AssertionError
