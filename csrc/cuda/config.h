@@ -217,9 +217,11 @@ constexpr OnceConfig once_config(int rows) {
 }
 
 constexpr int most_once_backward_columns = 64;
-// Blocks that share a head's rows, and whose gradients of the columns are added up: each has its
-// own in float32.
-constexpr int most_once_groups = 8;
+// Groups of rows and groups of columns of a head, counted where there are several: each has
+// gradients of its own in float32.
+constexpr int most_once_parts = 8;
+// Small blocks add them up, so that every multiprocessor has some.
+constexpr int once_merge_warps = 2;
 
 struct OnceSmem {
   int row_bytes, tile_bytes, stage_bytes;
@@ -232,6 +234,7 @@ struct OnceSmem {
   int weights;  // P_a, then dS
   int bias;     // as many floats as columns of two tiles
   int states;   // for each two of these columns: minus their log-sum-exps and their corrections
+  int sources;  // HeadSource, of the rows, then of the columns
   int bytes;
 
   constexpr OnceSmem(int rows, int columns)
@@ -246,7 +249,8 @@ struct OnceSmem {
         weights(stages + 2 * stage_bytes),
         bias(weights + 2 * weights_bytes),
         states(bias + 2 * 4 * once_config(rows).tile),
-        bytes(states + 2 * 8 * once_config(rows).tile) {}
+        sources(states + 2 * 8 * once_config(rows).tile),
+        bytes(sources + head_sources_bytes) {}
 };
 
 constexpr int small_kernel_threads = 128;

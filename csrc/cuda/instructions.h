@@ -199,6 +199,11 @@ MMER_DEVICE uint32_t kept(uint32_t value) {
   return value;
 }
 
+MMER_DEVICE int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 MMER_DEVICE float kept(float value) {
   asm volatile("" : "+f"(value));
   return value;

@@ -13,16 +13,15 @@ namespace mmer::cuda {
 #endif
 #define MMER_FOR_ROWS(X, columns) X(columns, 64) X(columns, 128)
 
-#define MMER_ROLE(role, columns, row_class)                                                    \
-  extern "C" __global__ void __launch_bounds__(once_config(row_class).threads(),               \
-                                               once_config(row_class).blocks_a_multiprocessor) \
-      MMER_KERNEL_NAME(role, columns,                                                          \
-                       rows##row_class)(const __grid_constant__ OnceBackwardProblem problem) { \
-    role<MMER_ELEMENT, columns, row_class>(problem);                                           \
+#define MMER_ROLE(role, columns, row_class, ...)                                             \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) MMER_KERNEL_NAME(                \
+      role, columns, rows##row_class)(const __grid_constant__ OnceBackwardProblem problem) { \
+    role<MMER_ELEMENT, columns, row_class>(problem);                                         \
   }
-#define MMER_KERNEL(columns, row_class)        \
-  MMER_ROLE(once_backward, columns, row_class) \
-  MMER_ROLE(merge_gradients, columns, row_class)
+#define MMER_KERNEL(columns, row_class)                                          \
+  MMER_ROLE(once_backward, columns, row_class, once_config(row_class).threads(), \
+            once_config(row_class).blocks_a_multiprocessor)                      \
+  MMER_ROLE(merge_gradients, columns, row_class, once_merge_warps * 32)
 MMER_FOR_EACH_SHAPE(MMER_KERNEL)
 #undef MMER_KERNEL
 #undef MMER_ROLE

@@ -22,7 +22,8 @@ namespace mmer::cuda {
 struct OnceBackwardForm {
   int row_class;  // 0: not for this call
   bool a_is_rows;
-  int row_tiles, groups, tiles_a_group;
+  int row_tiles, row_groups, row_tiles_a_group;
+  int column_tiles, column_groups, column_tiles_a_group;
 };
 
 OnceBackwardForm once_backward_form(const PairCall& call, const Shape& shape,

@@ -162,6 +162,20 @@ struct RowLoader {
     });
   }
 
+  // The same from a place of the thread's own, which is moved to the rows behind them.
+  template <int rows, int offset>
+  MMER_DEVICE void load_next(uint32_t place, const Bits*& source_gmem) const {
+    unrolled<row_turns<rows>>([&](auto n) {
+      constexpr int below = decltype(n)::value * row_step;
+      if (rows >= row_step || first_row() < rows) {
+        load_row<offset + below * RowTile::row_bytes>(RowTile::turned(place, below), source_gmem,
+                                                      true);
+      }
+      // Kept, or the compiler would find the next rows from the first place again.
+      source_gmem = kept(source_gmem + (rows < row_step ? rows : row_step) * time_stride);
+    });
+  }
+
   // Of one row: what is not wanted becomes zero.
   template <int offset>
   MMER_DEVICE void load_row(uint32_t place, const Bits* source_gmem, bool wanted) const {
