@@ -185,10 +185,10 @@ ONCE_BACKWARD = {
     "all groups are added": Mutation(
         "once_parts.h", "group < groups", "group < 1", None, time_a=140, multiprocessors=4
     ),
-    "all columns of a group": Mutation(
-        "once_backward.h",
-        "first_tile * tile;  // where",
-        "0;  // where",
+    "all groups of columns are added": Mutation(
+        "once_parts.h",
+        "groups = problem.column_groups;",
+        "groups = 1;",
         None,
         time_a=300,
         multiprocessors=12,
