@@ -207,6 +207,9 @@ struct OnceConfig {
   constexpr int part_columns(int columns) const { return columns / column_parts(columns); }
   // Rows of the tile, 16 or 32, that a warp takes.
   constexpr int part_rows(int columns) const { return tile * 2 * column_parts(columns) / warps; }
+  // Whether it takes more rows than one tile. The sums of 128 columns that wait for the next rows
+  // would keep global memory busy for longer than S takes.
+  static constexpr bool many_tiles(int columns) { return columns < 128; }
 };
 
 // 128 rows read the other sequence half as often, where shared memory holds them.
@@ -216,7 +219,16 @@ constexpr OnceConfig once_config(int rows) {
   return rows == 64 ? OnceConfig{4, 32, 2} : OnceConfig{8, 64, 1};
 }
 
-constexpr int most_once_backward_columns = 64;
+// 128 columns take all registers that a thread can have.
+constexpr int once_blocks_a_multiprocessor(int rows, int columns) {
+  return columns == 128 ? 1 : once_config(rows).blocks_a_multiprocessor;
+}
+
+constexpr int most_once_backward_columns = 128;
+// 128 rows of 128 columns would take more shared memory than a block of an A100 has.
+constexpr bool once_exists(int rows, int columns) {
+  return columns <= 64 || (columns == 128 && rows == 64);
+}
 // Groups of rows and groups of columns of a head, counted where there are several: each has
 // gradients of its own in float32.
 constexpr int most_once_parts = 8;

@@ -6,10 +6,13 @@
 namespace mmer::cuda {
 
 // X(columns, row_class)
-#ifdef MMER_ONLY_COLUMNS
-#define MMER_FOR_EACH_SHAPE(X) MMER_FOR_ROWS(X, MMER_ONLY_COLUMNS)
+#if !defined(MMER_ONLY_COLUMNS)
+#define MMER_FOR_EACH_SHAPE(X) \
+  MMER_FOR_ROWS(X, 16) MMER_FOR_ROWS(X, 32) MMER_FOR_ROWS(X, 64) X(128, 64)
+#elif MMER_ONLY_COLUMNS == 128
+#define MMER_FOR_EACH_SHAPE(X) X(128, 64)
 #else
-#define MMER_FOR_EACH_SHAPE(X) MMER_FOR_ROWS(X, 16) MMER_FOR_ROWS(X, 32) MMER_FOR_ROWS(X, 64)
+#define MMER_FOR_EACH_SHAPE(X) MMER_FOR_ROWS(X, MMER_ONLY_COLUMNS)
 #endif
 #define MMER_FOR_ROWS(X, columns) X(columns, 64) X(columns, 128)
 
@@ -20,7 +23,7 @@ namespace mmer::cuda {
   }
 #define MMER_KERNEL(columns, row_class)                                          \
   MMER_ROLE(once_backward, columns, row_class, once_config(row_class).threads(), \
-            once_config(row_class).blocks_a_multiprocessor)                      \
+            once_blocks_a_multiprocessor(row_class, columns))                    \
   MMER_ROLE(merge_gradients, columns, row_class, once_merge_warps * 32)
 MMER_FOR_EACH_SHAPE(MMER_KERNEL)
 #undef MMER_KERNEL

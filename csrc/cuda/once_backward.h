@@ -1,6 +1,7 @@
 // Shared cross-attention backward with S computed once: seven products where two owners of tiles
-// (owner_backward.h) make ten. A block owns a head, or a group of its tiles of rows a, 16 rows a
-// warp, and for each tile of rows reads the tiles of b one after the other.
+// (owner_backward.h) make ten. A block owns a head, or what a group of its tiles of rows a and a
+// group of its tiles of columns b have in common: 16 rows a warp, and for each tile of rows it
+// reads the tiles of b one after the other.
 //
 //   P_a = exp(S - lse_a)   P_b = exp(S - lse_b)
 //   dS = P_a (dO_a v_b^T - correction_a) + P_b (v_a dO_b^T - correction_b)
@@ -9,8 +10,8 @@
 // The gradients of a stay in registers. For those of b, dS and P_a pass through shared memory,
 // transposed, and each warp takes a part of the tile of one of the two. From one tile of rows to
 // the next they wait in global memory, where each thread finds its own: nothing is added up across
-// blocks but by merge_gradients, in the order of the groups, and the same inputs give the same
-// bits.
+// blocks but by merge_gradients (once_parts.h), in the order of the groups, and the same inputs
+// give the same bits.
 
 #pragma once
 
@@ -21,6 +22,34 @@
 #include "visible.h"
 
 namespace mmer::cuda {
+
+// The rows of a warp (16, columns), `distance` bytes behind the tile of the places: held in
+// registers for a whole pass over the columns, or read for each product.
+template <class Element, int columns, int distance, bool held>
+struct WarpRows {
+  using Places = LanePlaces<Element, columns>;
+  static constexpr int steps = steps_of<Element, columns>;
+  const Places& places;
+  uint32_t fragments[held ? steps : 1][4];
+
+  MMER_DEVICE explicit WarpRows(const Places& places) : places(places) {
+    if constexpr (held) {
+#pragma unroll
+      for (int step = 0; step < steps; ++step) read(step, fragments[step]);
+    }
+  }
+  MMER_DEVICE void read(int step, uint32_t (&fragment)[4]) const {
+    ldmatrix<distance>(fragment, places.place(step) + step / Places::count * 128);
+  }
+  MMER_DEVICE void operator()(int step, uint32_t (&fragment)[4]) const {
+    if constexpr (held) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) fragment[n] = fragments[step][n];
+    } else {
+      read(step, fragment);
+    }
+  }
+};
 
 // As accumulate_step, with the places that the transposed product has.
 template <int step, int distance, class Element, int columns>
@@ -40,7 +69,6 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
   using Parts = WarpParts<columns>;
   constexpr OnceConfig config = once_config(row_class);
   constexpr int rows = config.rows(), tile = config.tile, strip = 32;
-  constexpr int steps = steps_of<Element, columns>;
   using Loader = SideLoader<Side, Element, columns, config.threads(), false, true, true>;
   constexpr OnceSmem Smem(row_class, columns);
   extern __shared__ __align__(128) unsigned char smem[];
@@ -104,13 +132,6 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
   OnceGradients<Element, columns, row_class> gradients(problem, base, batch, head, row_group,
                                                        first_tile);
 
-  const auto held = [](const uint32_t (&fragments)[steps][4]) {
-    return [&](int step, uint32_t (&fragment)[4]) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) fragment[n] = fragments[step][n];
-    };
-  };
-
   int stage = 0;
   load_tile(stage);
   for (int row_tile = first_row_tile; row_tile < end_row_tile; ++row_tile) {
@@ -132,11 +153,9 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
     const int rows_left = row_side.time - first_row;
     cp_async_wait<0>();
     __syncthreads();
-    uint32_t a_rmem[steps][4], grad_out_a_rmem[steps][4];
-    unrolled<steps>([&](auto step) {
-      ldmatrix(a_rmem[step], a_places.places[step]);
-      ldmatrix<2 * Smem.row_bytes>(grad_out_a_rmem[step], a_places.places[step]);
-    });
+    const WarpRows<Element, columns, 0, columns <= 64> compared(a_places);
+    const WarpRows<Element, columns, 2 * Smem.row_bytes, columns <= 64> grad_outs(a_places);
+    const WarpRows<Element, columns, Smem.row_bytes, false> values(a_places);
     float grad_a_rmem[columns / 8][4], grad_value_a_rmem[columns / 8][4];
     set_zero(grad_a_rmem);
     set_zero(grad_value_a_rmem);
@@ -168,13 +187,10 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
             grad_columns_rmem[n][e] = e % 2 ? correction.y : correction.x;
           }
         });
-        multiply_transposed<strip, below>(scores_rmem, b_places, held(a_rmem));
-        multiply_transposed<strip, Smem.tile_bytes + below>(grad_rows_rmem, b_places,
-                                                            held(grad_out_a_rmem));
-        multiply_transposed<strip, 2 * Smem.tile_bytes + below>(
-            grad_columns_rmem, b_places, [&](int step, uint32_t (&fragment)[4]) {
-              ldmatrix<Smem.row_bytes>(fragment, a_places.places[step]);
-            });
+        multiply_transposed<strip, below>(scores_rmem, b_places, compared);
+        multiply_transposed<strip, Smem.tile_bytes + below>(grad_rows_rmem, b_places, grad_outs);
+        multiply_transposed<strip, 2 * Smem.tile_bytes + below>(grad_columns_rmem, b_places,
+                                                                values);
         float factor = problem.scale;
         if (first + strip > whole_left) {
 #pragma unroll
@@ -222,13 +238,12 @@ MMER_DEVICE void once_backward(const OnceBackwardProblem& problem) {
       });
       gradients.clear();
       const bool wanted = gradients.exists(columns_left);
-      if (wanted && row_tile > first_row_tile) {
-        gradients.fetch();
-      }
+      if (config.many_tiles(columns) && wanted && row_tile > first_row_tile) gradients.fetch();
       __syncthreads();
       if (wanted) {
         gradients.add(rows_left);
-        if (problem.row_groups == 1 && row_tile + 1 == end_row_tile) {
+        if (!config.many_tiles(columns) ||
+            (problem.row_groups == 1 && row_tile + 1 == end_row_tile)) {
           gradients.store(base + Smem.stages + stage * Smem.stage_bytes, number);
         } else {
           gradients.keep();

@@ -100,7 +100,8 @@ MMER_DEVICE void merge_gradients(const OnceBackwardProblem& problem) {
   constexpr int column_parts = config.column_parts(columns);
   const int batch_heads = problem.batch * problem.heads;
   const int column_warps = problem.column_tiles * half_warps;  // of a head
-  const int all_column_warps = problem.row_groups > 1 ? batch_heads * column_warps : 0;
+  const int all_column_warps =
+      config.many_tiles(columns) && problem.row_groups > 1 ? batch_heads * column_warps : 0;
   int number = blockIdx.x * once_merge_warps + threadIdx.x / 32;
   const bool of_rows = number >= all_column_warps;
   if (of_rows) number -= all_column_warps;

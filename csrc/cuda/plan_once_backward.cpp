@@ -93,8 +93,12 @@ OnceBackwardForm once_backward_form(const PairCall& call, const Shape& shape,
   OnceBackwardForm best{};
   double lowest = cost_of_owners(shape, longer, shorter, device.multiprocessors);
   for (int row_class : once_row_classes) {
-    if (OnceSmem(row_class, shape.columns).bytes > device.shared_bytes) continue;
+    if (!once_exists(row_class, shape.columns) ||
+        OnceSmem(row_class, shape.columns).bytes > device.shared_bytes) {
+      continue;
+    }
     const bool shorter_are_rows = shorter <= row_class;
+    if (!shorter_are_rows && !OnceConfig::many_tiles(shape.columns)) continue;
     const int64_t rows = shorter_are_rows ? shorter : longer;
     const int64_t columns = shorter_are_rows ? longer : shorter;
     OnceBackwardForm form{};

@@ -88,6 +88,13 @@ SLOW = pytest.mark.slow
             [("once_backward_float16_64_rows64", 4), ("merge_gradients_float16_64_rows64", 10)],
             marks=SLOW,
         ),
+        # 128 columns: one tile of rows, whose fragments do not stay in registers.
+        (torch.float16, (70, 40), 100, (1, A100), [("once_backward_float16_128_rows64", 2)]),
+        pytest.param(
+            *(torch.bfloat16, (64, 520), 128, (6, A100)),
+            [("once_backward_bfloat16_128_rows64", 4), ("merge_gradients_bfloat16_128_rows64", 4)],
+            marks=SLOW,
+        ),
         # Groups of columns of one tile of rows, and of several.
         (
             torch.bfloat16,
@@ -146,16 +153,21 @@ def test_order_of_warps_does_not_change_a_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "limits"),
-    [((20, 30), {"shared_bytes": 1024}), ((4000, 4100), {"multiprocessors": 108})],
+    ("lengths", "head_dim", "limits"),
+    [
+        ((20, 30), 16, {"shared_bytes": 1024}),
+        ((4000, 4100), 16, {"multiprocessors": 108}),
+        ((70, 80), 128, {}),
+    ],
 )
 def test_owners_of_tiles_take_what_a_block_cannot(
-    lengths: tuple[int, int], limits: dict[str, int]
+    lengths: tuple[int, int], head_dim: int, limits: dict[str, int]
 ) -> None:
-    case = case_of(torch.bfloat16, lengths, 16)
+    case = case_of(torch.bfloat16, lengths, head_dim)
     with emulated_backend(**limits, execute=False) as machine:
         with_gradients(case, "cuda")
-    assert [name for name, _ in backward_kernels(machine)] == ["shared_backward_bfloat16_16_plain"]
+    (name,) = [name for name, _ in backward_kernels(machine)]
+    assert name == f"shared_backward_bfloat16_{head_dim}_plain"
 
 
 def test_few_heads_are_divided_into_groups() -> None:
