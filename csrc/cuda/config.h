@@ -270,5 +270,7 @@ constexpr int small_kernel_threads = 128;
 // row costs beside its elements is more than these.
 constexpr int row_lanes = 2;
 constexpr int block_rows = small_kernel_threads / row_lanes;
+// Rows of a warp in row_state, where to find them costs as much as to multiply 16.
+constexpr int state_rows = 32;
 
 }  // namespace mmer::cuda
