@@ -28,7 +28,7 @@ import torch
 
 from mmer.kernels import shared_cross_attention
 from tests.error_rule import random_tensor
-from tests.kernels.cuda.emulation import SOURCES, emulated_backend
+from tests.kernels.cuda.emulation import SOURCES, Launch, emulated_backend
 from tests.ptx import Counters, InOut, Kernel, Output, Struct, compile_cuda
 
 BASELINE = Path(__file__).with_name("flash_two_calls.cu")
@@ -174,16 +174,24 @@ def ours(tensors: tuple[torch.Tensor, ...], multiprocessors: int) -> tuple[Count
     return counters, machine.launches[0].plan.blocks, len(machine.launches)
 
 
-def backward(
+def backward_launches(
     tensors: tuple[torch.Tensor, ...], grad_outs: Sequence[torch.Tensor], **machine: int
-) -> Counters:
-    """Counters of our backward pass on such a machine (`emulated_backend`)."""
+) -> list[Launch]:
+    """Kernels of our backward pass on such a machine (`emulated_backend`)."""
     inputs = tuple(x.clone().requires_grad_() for x in tensors)
     with emulated_backend(**machine) as emulated:
         outputs = shared_cross_attention(*inputs, backend="cuda")
         emulated.launches.clear()
         torch.autograd.grad(outputs, inputs, grad_outs)
-    return sum((launch.counters for launch in emulated.launches), Counters())
+    return emulated.launches
+
+
+def backward(
+    tensors: tuple[torch.Tensor, ...], grad_outs: Sequence[torch.Tensor], **machine: int
+) -> Counters:
+    """Counters of our backward pass on such a machine."""
+    launches = backward_launches(tensors, grad_outs, **machine)
+    return sum((launch.counters for launch in launches), Counters())
 
 
 def row(form: str, counters: Counters, base: Counters, times: Sequence[float] = ()) -> str:
@@ -233,7 +241,16 @@ def main() -> None:
             ("few heads, backward", {"multiprocessors": 1000}),
             ("S once, backward", {"multiprocessors": 1}),
         ):
-            print(row(form, backward(tensors, grad_outs, **machine), base))
+            launches = backward_launches(tensors, grad_outs, **machine)
+            times = [
+                sum(
+                    gpu.modelled_us(launch.counters, batch * heads, launch.plan.blocks, 1)
+                    for launch in launches
+                )
+                for gpu in GPUS
+            ]
+            counters = sum((launch.counters for launch in launches), Counters())
+            print(row(form, counters, base, times))
 
 
 if __name__ == "__main__":

@@ -206,6 +206,9 @@ struct OnceConfig {
   constexpr int part_columns(int columns) const { return columns / column_parts(columns); }
   // Rows of the tile, 16 or 32, that a warp takes.
   constexpr int part_rows(int columns) const { return tile * 2 * column_parts(columns) / warps; }
+  // Whether it takes more rows than one tile. The sums of 128 columns that wait for the next rows
+  // would keep global memory busy for longer than S takes.
+  static constexpr bool many_tiles(int columns) { return columns < 128; }
 };
 
 // 128 rows read the other sequence half as often, where shared memory holds them.
@@ -215,10 +218,21 @@ constexpr OnceConfig once_config(int rows) {
   return rows == 64 ? OnceConfig{4, 32, 2} : OnceConfig{8, 64, 1};
 }
 
-constexpr int most_once_backward_columns = 64;
-// Blocks that share a head's rows, and whose gradients of the columns are added up: each has its
-// own in float32.
-constexpr int most_once_groups = 8;
+// 128 columns take all registers that a thread can have.
+constexpr int once_blocks_a_multiprocessor(int rows, int columns) {
+  return columns == 128 ? 1 : once_config(rows).blocks_a_multiprocessor;
+}
+
+constexpr int most_once_backward_columns = 128;
+// 128 rows of 128 columns would take more shared memory than a block of an A100 has.
+constexpr bool once_exists(int rows, int columns) {
+  return columns <= 64 || (columns == 128 && rows == 64);
+}
+// Groups of rows and groups of columns of a head, counted where there are several: each has
+// gradients of its own in float32.
+constexpr int most_once_parts = 8;
+// Small blocks add them up, so that every multiprocessor has some.
+constexpr int once_merge_warps = 2;
 
 struct OnceSmem {
   int row_bytes, tile_bytes, stage_bytes;
@@ -231,6 +245,7 @@ struct OnceSmem {
   int weights;  // P_a, then dS
   int bias;     // as many floats as columns of two tiles
   int states;   // for each two of these columns: minus their log-sum-exps and their corrections
+  int sources;  // HeadSource, of the rows, then of the columns
   int bytes;
 
   constexpr OnceSmem(int rows, int columns)
@@ -245,7 +260,8 @@ struct OnceSmem {
         weights(stages + 2 * stage_bytes),
         bias(weights + 2 * weights_bytes),
         states(bias + 2 * 4 * once_config(rows).tile),
-        bytes(states + 2 * 8 * once_config(rows).tile) {}
+        sources(states + 2 * 8 * once_config(rows).tile),
+        bytes(sources + head_sources_bytes) {}
 };
 
 constexpr int small_kernel_threads = 128;
@@ -253,5 +269,7 @@ constexpr int small_kernel_threads = 128;
 // row costs beside its elements is more than these.
 constexpr int row_lanes = 2;
 constexpr int block_rows = small_kernel_threads / row_lanes;
+// Rows of a warp in row_state, where to find them costs as much as to multiply 16.
+constexpr int state_rows = 32;
 
 }  // namespace mmer::cuda

@@ -100,8 +100,8 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   if (query_loader.aligned) {
     query_loader.template load_first<rows, 0>(thread_place, row, direction.time - row);
   } else {
-    query_loader.template load<rows>(q_smem, row, false,
-                                     [&](int query) { return query < direction.time; });
+    query_loader.template load_by_row<rows>(q_smem, row,
+                                            [&](int query) { return query < direction.time; });
   }
   cp_async_commit();
 

@@ -204,6 +204,11 @@ MMER_DEVICE int64_t kept(int64_t value) {
   return value;
 }
 
+MMER_DEVICE int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 MMER_DEVICE float kept(float value) {
   asm volatile("" : "+f"(value));
   return value;

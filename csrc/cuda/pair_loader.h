@@ -18,12 +18,11 @@ struct PairLoader {
   MMER_DEVICE PairLoader(const SharedSide& side, int end, int batch, int head)
       : x(side.x, batch, head),
         value(side.value, batch, head),
-        plain_end(
-            kept(static_cast<uint32_t>(x.aligned && value.aligned ? side.whole_end(end) : 0))),
+        plain_end(kept(x.aligned && value.aligned ? side.whole_end(end) : 0)),
         thread_place(kept(Loader::first_place(HeadTile{0}))) {
     for (Loader* loader : {&x, &value}) {
       loader->first_gmem = kept(loader->first_gmem);
-      loader->first_bytes = kept(static_cast<uint32_t>(loader->first_bytes));
+      loader->first_bytes = kept(loader->first_bytes);
     }
   }
 
@@ -40,8 +39,9 @@ struct PairLoader {
       x.template load_first<rows, 0>(place, first, plain_end - first);
       value.template load_first<rows, distance>(place, first, plain_end - first);
     } else {
-      load_by_row<rows>(x, x_smem, first, visible);
-      load_by_row<rows>(value, HeadTile{x_smem.address + uint32_t{distance}}, first, visible);
+      x.template load_by_row<rows>(x_smem, first, visible);
+      value.template load_by_row<rows>(HeadTile{x_smem.address + uint32_t{distance}}, first,
+                                       visible);
     }
   }
   // One of the two.
@@ -54,20 +54,7 @@ struct PairLoader {
     } else if (plain_end > 0) {
       loader.template load_first<rows, 0>(place, first, plain_end - first);
     } else {
-      load_by_row<rows>(loader, tile_smem, first, visible);
-    }
-  }
-
- private:
-  template <int rows, class Visible>
-  MMER_DEVICE void load_by_row(const Loader& loader, HeadTile tile_smem, int first,
-                               const Visible& visible) const {
-    const typename Element::Bits* source_gmem = loader.source(first);
-#pragma unroll 1
-    for (int row = Loader::first_row(); row < rows; row += Loader::row_step) {
-      loader.template gather_row<0>(tile_smem.piece(row, Loader::first_piece()), source_gmem,
-                                    visible(first + row));
-      source_gmem += Loader::row_step * loader.time_stride;
+      loader.template load_by_row<rows>(tile_smem, first, visible);
     }
   }
 };

@@ -7,7 +7,7 @@
 //   shared, bidirectional   forward: directed_forward, both directions in one launch
 //   chunked                 forward: directed_forward over the window, then the summaries
 //   shared                  backward: once_backward, S once; one block owns a head, or a group of
-//                           its rows: then merge_gradients
+//                           its rows and of its columns: then merge_gradients
 //   shared, all others      backward: shared_backward, one similarity for both roles of a row
 //   bidirectional, chunked  backward: query_backward and key_backward
 

@@ -100,8 +100,9 @@ RowStateProblem::Side state_side(const SequenceView& sequence, int64_t key_time,
 Plan state_plan(RowStateProblem& problem, const Shape& shape, Element element) {
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
-  const int64_t steps = int64_t{problem.sides[0].time} + problem.sides[1].time;
-  return row_plan(KernelRole::row_state, element, shape, steps, problem);
+  const int64_t tiles =
+      tiles_of(problem.sides[0].time, state_rows) + tiles_of(problem.sides[1].time, state_rows);
+  return small_plan(KernelRole::row_state, element, shape.batch_heads() * tiles, problem);
 }
 
 float* new_state(const SequenceView& sequence, const Shape& shape, const Allocate& allocate) {

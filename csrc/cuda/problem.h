@@ -134,21 +134,25 @@ struct BackwardProblem {
   Extras extras;
 };
 
-// Shared cross-attention with one similarity for both directions: a block owns a head, or a group
-// of its tiles of rows.
+// Shared cross-attention with one similarity for both directions: a block owns a head, or what a
+// group of its tiles of rows and a group of its tiles of columns have in common.
 struct OnceBackwardProblem {
-  Side rows;     // read once
-  Side columns;  // read tile by tile for each tile of rows
+  Side
+      sides[2];  // of the rows, which are read once, and of the columns, once for each tile of rows
+  int32_t plain[2];  // 1: every row is aligned and nothing hides one but the end of a sequence
   Rows grad_rows, grad_value_rows, grad_columns, grad_value_columns;
   int32_t batch, heads;
   float scale;  // of the logits, in units of log2
   float grad_scale;
-  int32_t row_tiles, groups, tiles_a_group;
-  int32_t unused;
+  int32_t row_tiles, row_groups, row_tiles_a_group;
+  int32_t column_tiles, column_groups, column_tiles_a_group;
   // The gradients of the columns and of their values, while they are added up or if each of several
-  // groups has its own: (groups, batch * heads, tiles of columns, 2 tile * class of head
-  // dimensions) in the order in which the threads hold them. nullptr: one tile of rows.
-  float* parts;
+  // groups of rows has its own: (row_groups, batch * heads, tiles of columns, 2 tile * class of
+  // head dimensions) in the order in which the threads hold them. nullptr: one tile of rows.
+  float* column_parts;
+  // The same of the rows: (column_groups, batch * heads, tiles of rows, 2 rows of a tile * class of
+  // head dimensions). nullptr: one group of columns.
+  float* row_parts;
 };
 
 // For each query: its log-sum-exp in units of log2, infinite where it sees no key, and

@@ -122,10 +122,24 @@ struct SideLoader {
     return plain;
   }
 
+  // Keeps what a loop needs, as `kept` does.
+  MMER_DEVICE void keep() {
+    x.first_bytes = kept(x.first_bytes);
+    value.first_bytes = kept(value.first_bytes);
+    grad_out.first_bytes = kept(grad_out.first_bytes);
+  }
+
+  // To the rows `steps` further.
+  MMER_DEVICE void move(int steps) {
+    x.first_gmem += steps * x.time_stride;
+    if constexpr (values) value.first_gmem += steps * value.time_stride;
+    if constexpr (grad_outs) grad_out.first_gmem += steps * grad_out.time_stride;
+  }
+
   // Starts to load the tiles of the steps from `first` on.
   template <int rows, int distance>
   MMER_DEVICE void load(HeadTile x_smem, int first) const {
-    if (!plain || first + rows > side.time) return load_by_row<rows, distance>(x_smem, first);
+    if (!is_whole<rows>(first)) return load_by_row<rows, distance>(x_smem, first);
     if (rows < Loader::row_step && Loader::first_row() >= rows) return;
     const uint32_t place = x_smem.address + thread_place;
     x.template load_whole<rows, 0>(place, first);
@@ -148,18 +162,42 @@ struct SideLoader {
     }
   }
 
+  // The same of the rows that the loader has moved to, and moves on: where a loop goes from tile to
+  // tile, that takes less than to find each from the first row.
+  template <int rows, int distance>
+  MMER_DEVICE void load_next(HeadTile x_smem, int first) {
+    if (!is_whole<rows>(first)) {
+      load_by_row<rows, distance>(x_smem, first, 0);
+      return move(rows);
+    }
+    const uint32_t place = x_smem.address + thread_place;
+    x.template load_next<rows, 0>(place, x.first_gmem);
+    if constexpr (values) value.template load_next<rows, distance>(place, value.first_gmem);
+    if constexpr (grad_outs) {
+      grad_out.template load_next<rows, (1 + values) * distance>(place, grad_out.first_gmem);
+    }
+  }
+
   // The same of any rows.
   template <int rows, int distance>
   MMER_DEVICE void load_by_row(HeadTile x_smem, int first) const {
+    load_by_row<rows, distance>(x_smem, first, first);
+  }
+  template <int rows, int distance>
+  MMER_DEVICE void load_by_row(HeadTile x_smem, int first, int from) const {
     if (rows < Loader::row_step && Loader::first_row() >= rows) return;
     if (x.aligned && (!values || value.aligned) && (!grad_outs || grad_out.aligned)) {
-      copy_seen<rows, distance>(x_smem, first);
+      copy_seen<rows, distance>(x_smem, first, from);
     } else {
-      gather_seen<rows, distance>(x_smem, first);
+      gather_seen<rows, distance>(x_smem, first, from);
     }
   }
 
  private:
+  template <int rows>
+  MMER_DEVICE bool is_whole(int first) const {
+    return plain && first + rows <= side.time;
+  }
   MMER_DEVICE bool sees_a_key(int step) const {
     if constexpr (grad_outs) return state_of(side, batch_head, step).x < infinity;
     return false;
@@ -167,11 +205,11 @@ struct SideLoader {
 
   // A few rows at a time, so that what is asked of each is on its way together.
   template <int rows, int distance>
-  MMER_DEVICE void copy_seen(HeadTile x_smem, int first) const {
+  MMER_DEVICE void copy_seen(HeadTile x_smem, int first, int from) const {
     constexpr int row_step = Loader::row_step, turns = Loader::template row_turns<rows>;
     constexpr int together = turns < 4 ? turns : 4;
-    const Bits *x_row = x.source(first), *value_row = value.source(first),
-               *grad_out_row = grad_out.source(first);
+    const Bits *x_row = x.source(from), *value_row = value.source(from),
+               *grad_out_row = grad_out.source(from);
 #pragma unroll 1
     for (int begin = 0; begin < rows; begin += together * row_step) {
       const uint32_t place = HeadTile::below(x_smem.address + thread_place, begin);
@@ -203,9 +241,9 @@ struct SideLoader {
 
   // Of rows of which some do not start on 16 bytes.
   template <int rows, int distance>
-  MMER_DEVICE void gather_seen(HeadTile x_smem, int first) const {
-    const Bits *x_row = x.source(first), *value_row = value.source(first),
-               *grad_out_row = grad_out.source(first);
+  MMER_DEVICE void gather_seen(HeadTile x_smem, int first, int from) const {
+    const Bits *x_row = x.source(from), *value_row = value.source(from),
+               *grad_out_row = grad_out.source(from);
 #pragma unroll 1
     for (int row = Loader::first_row(); row < rows; row += Loader::row_step) {
       const uint32_t place = x_smem.piece(row, Loader::first_piece());

@@ -20,54 +20,133 @@ MMER_DEVICE float read(const HeadSteps& values, int batch, int head, int step) {
       .data[batch * values.batch_stride + head * values.head_stride + step * values.time_stride];
 }
 
-// A block for block_rows rows of a head, of either sequence.
+// The two tensors of a head whose rows are multiplied for row_state.
+template <class Element>
+struct RowPairs {
+  using Bits = typename Element::Bits;
+  static constexpr int piece_elements = 16 / Element::bytes;
+  const Bits *out_gmem, *grad_gmem;
+  int64_t out_stride, grad_stride;
+  int dim, last;
+  bool aligned;
+
+  MMER_DEVICE RowPairs(const RowStateProblem::Side& side, int batch, int head)
+      : out_gmem(head_rows<Bits>(side.out, batch, head)),
+        grad_gmem(head_rows<Bits>(side.grad_out, batch, head)),
+        out_stride(side.out.time_stride),
+        grad_stride(side.grad_out.time_stride),
+        dim(side.out.dim),
+        last(side.time - 1),
+        aligned(side.out.aligned && side.grad_out.aligned) {}
+
+  // rowsum(out * grad_out) of a row, by two lanes. Rows beyond the end repeat the last, as all
+  // lanes of a warp have to shuffle.
+  MMER_DEVICE float sum_of(int row) const {
+    row = min(row, last);
+    const int first_column = threadIdx.x % row_lanes * piece_elements;
+    const Bits* out_row = out_gmem + row * out_stride + first_column;
+    const Bits* grad_row = grad_gmem + row * grad_stride + first_column;
+    float sum = 0.0f;
+    for (int left = dim - first_column; left > 0; left -= row_lanes * piece_elements) {
+      uint4 out, grad;
+      if (aligned && left >= piece_elements) {
+        out = *reinterpret_cast<const uint4*>(out_row);
+        grad = *reinterpret_cast<const uint4*>(grad_row);
+      } else {
+        out = gather(out_row, left);
+        grad = gather(grad_row, left);
+      }
+#pragma unroll
+      for (int n = 0; n < piece_elements; ++n) {
+        sum = fmaf(Element::unpack(element_of<Element>(out, n)),
+                   Element::unpack(element_of<Element>(grad, n)), sum);
+      }
+      out_row += row_lanes * piece_elements;
+      grad_row += row_lanes * piece_elements;
+    }
+    for (int n = row_lanes / 2; n > 0; n /= 2) sum += shuffle_xor(sum, n);
+    return sum;
+  }
+
+  // Whether tensor cores can: they multiply 16 rows of one tensor by 16 of the other, of which the
+  // diagonal is wanted, in far fewer instructions.
+  MMER_DEVICE bool fits_mma() const { return Element::bytes == 2 && aligned && dim % 32 == 0; }
+  // The same of 16 rows from `first` on. Both factors are read in the same order of the columns, 16
+  // bytes a lane. Of the four lanes with rows r and r + 8 of the product, one has the diagonal of
+  // both; r + 8 is given to the one beside it.
+  MMER_DEVICE float diagonal_of(int first) const {
+    const int row = first + static_cast<int>(threadIdx.x % 32 / 4), column = threadIdx.x % 4 * 8;
+    const int64_t upper = min(row, last), lower = min(row + 8, last);
+    const Bits* rows_gmem[4] = {
+        out_gmem + upper * out_stride + column, out_gmem + lower * out_stride + column,
+        grad_gmem + upper * grad_stride + column, grad_gmem + lower * grad_stride + column};
+    float above[4] = {}, below[4] = {};
+#pragma unroll 2
+    for (int left = dim; left > 0; left -= 32) {
+      uint4 pieces[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        pieces[n] = *reinterpret_cast<const uint4*>(rows_gmem[n]);
+        rows_gmem[n] += 32;
+      }
+      multiply(above, pieces[0], pieces[1], pieces[2]);
+      multiply(below, pieces[0], pieces[1], pieces[3]);
+    }
+    const bool odd = threadIdx.x / 4 % 2;
+    const float of_lower = shuffle_xor(odd ? below[3] : below[2], 1);
+    return diagonal_distance() == 0 ? (odd ? above[1] : above[0]) : of_lower;
+  }
+  static MMER_DEVICE int diagonal_distance() { return threadIdx.x % 4 ^ threadIdx.x / 8 % 4; }
+
+ private:
+  static MMER_DEVICE void multiply(float (&sums)[4], uint4 upper, uint4 lower, uint4 b) {
+    if constexpr (Element::bytes == 2) {
+      const uint32_t left[4] = {upper.x, lower.x, upper.y, lower.y};
+      const uint32_t right[4] = {upper.z, lower.z, upper.w, lower.w};
+      Element::mma(sums, left, b.x, b.y);
+      Element::mma(sums, right, b.z, b.w);
+    }
+  }
+};
+
+// A warp for state_rows rows of a head, of one of the sequences.
 template <class Element>
 MMER_DEVICE void row_state(const RowStateProblem& problem) {
-  using Bits = typename Element::Bits;
-  constexpr int lanes = row_lanes, piece_elements = 16 / Element::bytes;
-  const int steps = problem.sides[0].time + problem.sides[1].time;
-  const int blocks_a_head = (steps + block_rows - 1) / block_rows;
-  const int batch_head = blockIdx.x / blocks_a_head;
-  const int item = blockIdx.x % blocks_a_head * block_rows + threadIdx.x / lanes;
-  // The lanes beyond the last row repeat it, as all of a warp have to shuffle.
-  int step = min(item, steps - 1);
-  const bool second = step >= problem.sides[0].time;
-  const RowStateProblem::Side& side = problem.sides[second];
-  if (second) step -= problem.sides[0].time;
+  constexpr int strips = state_rows / 16;
+  const int first_tiles = (problem.sides[0].time + state_rows - 1) / state_rows;
+  const int tiles = first_tiles + (problem.sides[1].time + state_rows - 1) / state_rows;
+  const int item = static_cast<int>(warp_number());
+  const int batch_head = item / tiles, tile = item % tiles;
   const int batch = batch_head / problem.heads, head = batch_head % problem.heads;
-
-  const int first_column = threadIdx.x % lanes * piece_elements;
-  const Bits* out_gmem =
-      head_rows<Bits>(side.out, batch, head) + step * side.out.time_stride + first_column;
-  const Bits* grad_gmem =
-      head_rows<Bits>(side.grad_out, batch, head) + step * side.grad_out.time_stride + first_column;
-  const bool aligned = side.out.aligned && side.grad_out.aligned;
-  float correction = 0.0f;
-  for (int left = side.constant ? 0 : side.out.dim - first_column; left > 0;
-       left -= lanes * piece_elements) {
-    uint4 out, grad;
-    if (aligned && left >= piece_elements) {
-      out = *reinterpret_cast<const uint4*>(out_gmem);
-      grad = *reinterpret_cast<const uint4*>(grad_gmem);
-    } else {
-      out = gather(out_gmem, left);
-      grad = gather(grad_gmem, left);
-    }
+  if (batch >= problem.batch) return;
+  const bool second = tile >= first_tiles;
+  const RowStateProblem::Side& side = problem.sides[second];
+  const int first = (tile - (second ? first_tiles : 0)) * state_rows;
+  const RowPairs<Element> pairs(side, batch, head);
+  float corrections[strips] = {};
+  int row = threadIdx.x % 32 / row_lanes;
+  bool chosen = threadIdx.x % row_lanes == 0;
+  if (pairs.fits_mma() && !side.constant) {
+    row = threadIdx.x % 32 / 4 + (pairs.diagonal_distance() == 1 ? 8 : 0);
+    chosen = pairs.diagonal_distance() < 2;
 #pragma unroll
-    for (int n = 0; n < piece_elements; ++n) {
-      correction = fmaf(Element::unpack(element_of<Element>(out, n)),
-                        Element::unpack(element_of<Element>(grad, n)), correction);
-    }
-    out_gmem += lanes * piece_elements;
-    grad_gmem += lanes * piece_elements;
+    for (int n = 0; n < strips; ++n) corrections[n] = pairs.diagonal_of(first + n * 16);
+  } else if (!side.constant) {
+#pragma unroll
+    for (int n = 0; n < strips; ++n) corrections[n] = pairs.sum_of(first + n * 16 + row);
   }
-  for (int n = lanes / 2; n > 0; n /= 2) correction += shuffle_xor(correction, n);
-  if (threadIdx.x % lanes != 0 || item >= steps) return;
-  const float lse = read(side.lse, batch, head, step);
-  if (side.grad_lse.data) correction -= read(side.grad_lse, batch, head, step);
-  // The gradient that arrives at a query without keys is dropped, NaN included.
-  reinterpret_cast<float2*>(side.state)[static_cast<int64_t>(batch_head) * side.time + step] =
-      lse > -infinity ? make_float2(lse * log2_e, correction) : make_float2(infinity, 0.0f);
+  if (!chosen) return;
+#pragma unroll
+  for (int n = 0; n < strips; ++n) {
+    const int step = first + n * 16 + row;
+    if (step >= side.time) return;
+    float correction = corrections[n];
+    const float lse = read(side.lse, batch, head, step);
+    if (side.grad_lse.data) correction -= read(side.grad_lse, batch, head, step);
+    // The gradient that arrives at a query without keys is dropped, NaN included.
+    reinterpret_cast<float2*>(side.state)[static_cast<int64_t>(batch_head) * side.time + step] =
+        lse > -infinity ? make_float2(lse * log2_e, correction) : make_float2(infinity, 0.0f);
+  }
 }
 
 MMER_DEVICE void chunk_counts(const ChunkCountProblem& problem) {

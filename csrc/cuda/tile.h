@@ -170,6 +170,20 @@ struct RowLoader {
     });
   }
 
+  // The same from a place of the thread's own, which is moved to the rows behind them.
+  template <int rows, int offset>
+  MMER_DEVICE void load_next(uint32_t place, const Bits*& source_gmem) const {
+    unrolled<row_turns<rows>>([&](auto n) {
+      constexpr int below = decltype(n)::value * row_step;
+      if (rows >= row_step || first_row() < rows) {
+        load_row<offset + below * RowTile::row_bytes>(RowTile::turned(place, below), source_gmem,
+                                                      true);
+      }
+      // Kept, or the compiler would find the next rows from the first place again.
+      source_gmem = kept(source_gmem + (rows < row_step ? rows : row_step) * time_stride);
+    });
+  }
+
   // Of one row: what is not wanted becomes zero.
   template <int offset>
   MMER_DEVICE void load_row(uint32_t place, const Bits* source_gmem, bool wanted) const {
@@ -189,6 +203,18 @@ struct RowLoader {
       const int count = count_of(dim, first_piece() + turn);
       store_shared(place + offset + turn * 16,
                    gather_words(source_gmem + turn * piece_elements, wanted ? count : 0));
+    }
+  }
+
+  // Starts to load the rows from `first` on, whatever they are; those that are not visible become
+  // zero.
+  template <int rows, class Visible>
+  MMER_DEVICE void load_by_row(RowTile tile_smem, int first, const Visible& visible) const {
+    const Bits* source_gmem = source(first);
+#pragma unroll 1
+    for (int row = first_row(); row < rows; row += row_step) {
+      gather_row<0>(tile_smem.piece(row, first_piece()), source_gmem, visible(first + row));
+      source_gmem += row_step * time_stride;
     }
   }
 };

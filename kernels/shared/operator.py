@@ -73,8 +73,9 @@ def shared_cross_attention(
     The cross-attention of LightGlue (Lindenberger et al., 2023), GLIP (Li et al., 2022),
     GroundingDINO (Liu et al., 2023) and BiXT (Hiller et al., 2024). The reference
     and the CPU backend compute S once. Triton does where the shorter side is short, CUDA also where
-    groups of blocks can share a head; both with half dtypes and heads of at most 128 dimensions (64
-    in the backward pass of CUDA). Else S is computed once for each direction, in one launch.
+    groups of blocks can share a head; both with half dtypes and heads of at most 128 dimensions
+    (backward on CUDA, of more than 64 only where the shorter side has at most 64 steps). Else S is
+    computed once for each direction, in one launch.
 
     Args:
         qk_a: what A is compared by, (batch, heads, time_a, head_dim); any strides with a contiguous

@@ -168,8 +168,8 @@ SHORT = {
 ONCE_BACKWARD = {
     "barrier before the transposed products": Mutation(
         "once_backward.h",
-        "      __syncthreads();\n      gradients.add(",
-        "      gradients.add(",
+        "      __syncthreads();\n      if (wanted) {",
+        "      if (wanted) {",
         "race",
         time_a=50,
     ),
@@ -191,15 +191,18 @@ ONCE_BACKWARD = {
         "once_backward.h", "e % 2 ? correction.y : correction.x", "0.0f", None, time_a=50
     ),
     "what earlier rows gave": Mutation(
-        "once_backward.h", "if (row_tile > first_row_tile) {", "if (false) {", None, time_a=140
+        "once_backward.h", "wanted && row_tile > first_row_tile", "false", None, time_a=140
     ),
     "all groups are added": Mutation(
-        "once_gradients.h",
-        "group < problem.groups",
-        "group < 1",
+        "once_parts.h", "group < groups", "group < 1", None, time_a=140, multiprocessors=4
+    ),
+    "all groups of columns are added": Mutation(
+        "once_parts.h",
+        "groups = problem.column_groups;",
+        "groups = 1;",
         None,
-        time_a=140,
-        multiprocessors=4,
+        time_a=300,
+        multiprocessors=12,
     ),
 }
 BACKWARD = {

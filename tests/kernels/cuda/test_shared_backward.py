@@ -15,12 +15,17 @@ pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH comp
 A100, AD102 = 163 * 1024, 99 * 1024  # shared memory of a block
 
 
-def case_of(dtype: torch.dtype, lengths: tuple[int, int], head_dim: int) -> PairCase:
+def case_of(
+    dtype: torch.dtype,
+    lengths: tuple[int, int],
+    head_dim: int,
+    batch: int | tuple[int, int] = 2,
+) -> PairCase:
     time_a, time_b = lengths
     return make_pair(
         "shared_cross_attention",
         dtype=dtype,
-        batch=2,
+        batch=batch,
         heads=1,
         time_a=time_a,
         time_b=time_b,
@@ -75,7 +80,7 @@ SLOW = pytest.mark.slow
             (140, 170),
             64,
             (4, A100),
-            [("once_backward_bfloat16_64_rows128", 4), ("merge_gradients_bfloat16_64_rows128", 6)],
+            [("once_backward_bfloat16_64_rows128", 4), ("merge_gradients_bfloat16_64_rows128", 12)],
         ),
         # Where 128 rows do not fit, 64 do.
         pytest.param(
@@ -83,10 +88,30 @@ SLOW = pytest.mark.slow
             [("once_backward_float16_64_rows64", 4), ("merge_gradients_float16_64_rows64", 10)],
             marks=SLOW,
         ),
-        # Groups of different sizes.
+        # 128 columns: one tile of rows, whose fragments do not stay in registers.
+        (torch.float16, (70, 40), 100, (1, A100), [("once_backward_float16_128_rows64", 2)]),
+        pytest.param(
+            *(torch.bfloat16, (64, 520), 128, (6, A100)),
+            [("once_backward_bfloat16_128_rows64", 4), ("merge_gradients_bfloat16_128_rows64", 4)],
+            marks=SLOW,
+        ),
+        # Groups of columns of one tile of rows, and of several.
+        (
+            torch.bfloat16,
+            (60, 520),
+            12,
+            (6, A100),
+            [("once_backward_bfloat16_16_rows64", 4), ("merge_gradients_bfloat16_16_rows64", 4)],
+        ),
         pytest.param(
             *(torch.bfloat16, (290, 270), 64, (4, A100)),
-            [("once_backward_bfloat16_64_rows64", 4), ("merge_gradients_bfloat16_64_rows64", 18)],
+            [("once_backward_bfloat16_64_rows128", 4), ("merge_gradients_bfloat16_64_rows128", 24)],
+            marks=SLOW,
+        ),
+        # Groups of rows and of columns, of different sizes.
+        pytest.param(
+            *(torch.float16, (200, 290), 16, (12, A100)),
+            [("once_backward_float16_16_rows128", 12), ("merge_gradients_float16_16_rows128", 40)],
             marks=SLOW,
         ),
     ],
@@ -106,6 +131,15 @@ def test_error_rule(
     assert backward_kernels(emulated)[: len(kernels)] == kernels
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [(1, 2), (2, 1)])
+def test_groups_with_a_broadcast_side(batch: tuple[int, int]) -> None:
+    case = case_of(torch.bfloat16, (200, 290), 16, batch)
+    with emulated_backend(multiprocessors=12) as emulated:
+        check_error_rule(case, "cuda")
+    assert backward_kernels(emulated)[0] == ("once_backward_bfloat16_16_rows128", 12)
+
+
 def test_order_of_warps_does_not_change_a_bit() -> None:
     case = case_of(torch.bfloat16, (150, 140), 16)
     results = []
@@ -119,16 +153,21 @@ def test_order_of_warps_does_not_change_a_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "limits"),
-    [((20, 30), {"shared_bytes": 1024}), ((4000, 4100), {"multiprocessors": 108})],
+    ("lengths", "head_dim", "limits"),
+    [
+        ((20, 30), 16, {"shared_bytes": 1024}),
+        ((4000, 4100), 16, {"multiprocessors": 108}),
+        ((70, 80), 128, {}),
+    ],
 )
 def test_owners_of_tiles_take_what_a_block_cannot(
-    lengths: tuple[int, int], limits: dict[str, int]
+    lengths: tuple[int, int], head_dim: int, limits: dict[str, int]
 ) -> None:
-    case = case_of(torch.bfloat16, lengths, 16)
+    case = case_of(torch.bfloat16, lengths, head_dim)
     with emulated_backend(**limits, execute=False) as machine:
         with_gradients(case, "cuda")
-    assert [name for name, _ in backward_kernels(machine)] == ["shared_backward_bfloat16_16_plain"]
+    (name,) = [name for name, _ in backward_kernels(machine)]
+    assert name == f"shared_backward_bfloat16_{head_dim}_plain"
 
 
 def test_few_heads_are_divided_into_groups() -> None:
@@ -136,6 +175,6 @@ def test_few_heads_are_divided_into_groups() -> None:
     with emulated_backend(multiprocessors=108, execute=False) as machine:
         with_gradients(case, "cuda")
     assert backward_kernels(machine) == [
-        ("once_backward_bfloat16_64_rows64", 16),
-        ("merge_gradients_bfloat16_64_rows64", 32),
+        ("once_backward_bfloat16_64_rows128", 16),
+        ("merge_gradients_bfloat16_64_rows128", 64),
     ]

@@ -80,7 +80,7 @@ ALL = [
     *(("directed_forward", columns, 2) for columns in CLASSES),
     *(("owner_backward", columns, 6) for columns in CLASSES),
     *(("shared_forward", columns, 1 if columns == 128 else 3) for columns in CLASSES[:4]),
-    *(("once_backward", columns, 4) for columns in CLASSES[:3]),
+    *(("once_backward", columns, 2 if columns == 128 else 4) for columns in CLASSES[:4]),
 ]
 
 
