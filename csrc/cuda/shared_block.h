@@ -67,7 +67,6 @@ struct SharedBlock {
         warp_row(row_warp * row_tiles * 16),
         tile_count((column_side.time + tile - 1) / tile),
         place(problem),
-
         smem(block_smem()),
         base(shared_address(smem)),
         a_smem{base + layout().weights},
@@ -79,7 +78,6 @@ struct SharedBlock {
         warp_parts_smem(reinterpret_cast<float*>(smem + layout().warp_parts)),
         bias_smem(reinterpret_cast<float*>(smem + layout().column_bias)),
         reference_smem(bias_smem + tile_count * tile),
-
         tile_loader(column_side, column_side.time, place.batch, place.head) {}
 
   MMER_DEVICE void take_turn(int number) {
