@@ -52,9 +52,7 @@ struct SharedPass {
     const bool whole =
         all_lanes(number * tile + tile <= block.column_side.whole_end(block.column_side.time));
     int strips_left = block.strip_count(number) - block.column_group;
-
     uint32_t b_address = Block::tile_offset(number) + b_place;
-
     uint32_t strip_offset = block.column_group * 32;
 #pragma unroll 1
     for (; strips_left > 0; strips_left -= column_groups) {

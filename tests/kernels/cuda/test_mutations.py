@@ -118,6 +118,24 @@ SHARED = {
         "sum",
         None,
     ),
+    # A block with room for 128 rows, which takes the others in a second turn.
+    "what the turn before has found": Mutation(
+        "shared_tile.h",
+        "if (block.turn > 0) {",
+        "if (block.turn > 1) {",
+        None,
+        time_a=140,
+        shared_bytes=99 * 1024,
+    ),
+    "what the turn before has subtracted": Mutation(
+        "shared_results.h",
+        "if (any_lane(factor != 1.0f)) {",
+        "if (false) {",
+        None,
+        scale=12.0,
+        time_a=140,
+        shared_bytes=99 * 1024,
+    ),
 }
 # Two rounds of strips, and rows of both pairs of warps.
 SHORT = {
