@@ -75,10 +75,16 @@ double cost_of(const OnceBackwardForm& form, const Shape& shape, int64_t rows, i
 }
 
 double cost_of_owners(const Shape& shape, int64_t longer, int64_t shorter, int multiprocessors) {
-  const double a_block = static_cast<double>(shape.backward().rows()) * static_cast<double>(longer);
-  const double all = 2.0 * static_cast<double>(shape.batch_heads()) * static_cast<double>(longer) *
-                     static_cast<double>(shorter);
-  return std::max(a_block, all / multiprocessors) * owners_a_pair;
+  const Config config = shape.backward();
+  const auto heads = static_cast<double>(shape.batch_heads());
+  const double begins = config.threads() / 32 * (a_warp + a_row_tile);  // of each block
+  const auto pairs = [&](int64_t rows, int64_t columns) {
+    return static_cast<double>(rows) * static_cast<double>(columns) * owners_a_pair;
+  };
+  const auto blocks =
+      static_cast<double>(tiles_of(longer, config.rows()) + tiles_of(shorter, config.rows()));
+  const double all = heads * (2.0 * pairs(longer, shorter) + blocks * begins);
+  return std::max(pairs(config.rows(), longer) + begins, all / multiprocessors);
 }
 
 }  // namespace
