@@ -2,8 +2,8 @@
 // The operators launch exactly these plans, and tests without a GPU execute them.
 //
 // Which kernels serve a call:
-//   shared, short           forward: shared_forward, S once; one block owns a head, or a group of
-//                           its rows: then merge_groups
+//   shared, short           forward: shared_forward, S once; one block owns a head, whose rows it
+//                           may take in turns, or a group of its rows: then merge_groups
 //   shared, bidirectional   forward: directed_forward, both directions in one launch
 //   chunked                 forward: directed_forward over the window, then the summaries
 //   shared                  backward: once_backward, S once; one block owns a head, or a group of

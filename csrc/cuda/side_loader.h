@@ -41,7 +41,6 @@ struct Weighting {
     }
   }
   MMER_DEVICE bool all_real() const { return !visible.mask_gmem & !(extras && log_counts_gmem); }
-  MMER_DEVICE bool whole(int end) const { return end <= visible.time && all_real(); }
   // 0 for a token, -inf if it is padded.
   MMER_DEVICE float operator()(int step) const {
     if (!visible(step)) return -infinity;

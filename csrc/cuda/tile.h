@@ -232,7 +232,6 @@ struct Visibility {
   MMER_DEVICE bool operator()(int step) const {
     return step < time && (!mask_gmem || mask_gmem[step * stride]);
   }
-  MMER_DEVICE bool whole(int end) const { return end <= time && !mask_gmem; }
 };
 
 // How a warp stores rows that it has in accumulators (16, columns), from `first_column` on: through
