@@ -11,14 +11,21 @@
 #endif
 
 namespace mmer::cpu {
+
+#if defined(__AVX512BF16__)
+// Serves what is not bfloat16: it would be compiled to the same instructions here.
+extern const KernelTable kernels_avx512;
+#endif
+
 namespace {
 
 #if defined(__AVX512BF16__)
-using BfloatArithmetic = Bfloat16;
+using Arithmetic = Bfloat16;
 #else
-using BfloatArithmetic = Float32;
+using Arithmetic = Float32;
 #endif
 
+#if defined(__AVX512BF16__)
 // What computes with bfloat16 does so where all tensors are; float16 has no arithmetic of its own.
 bool is_bfloat16(const SharedProblem& problem) {
   return problem.rows.qk.type == ElementType::bfloat16;
@@ -27,22 +34,15 @@ bool is_bfloat16(const SharedProblem& problem) {
 bool is_bfloat16(const DirectedProblem& problem) {
   return problem.query.type == ElementType::bfloat16;
 }
+#endif
 
-template <template <class> class Kernel, class Problem>
+// A kernel of this set, or the one of the same name that serves float32 and float16.
+template <auto kernel, auto name, class Problem>
 void run(const Problem& problem, Range tasks) {
-  if (is_bfloat16(problem)) {
-    run_tasks<Kernel<BfloatArithmetic>>(problem, tasks);
-  } else {
-    run_tasks<Kernel<Float32>>(problem, tasks);
-  }
-}
-
-void directed_forward(const DirectedProblem& problem, Range tasks) {
-  if (is_bfloat16(problem)) {
-    run_directed_forward<BfloatArithmetic>(problem, tasks);
-  } else {
-    run_directed_forward<Float32>(problem, tasks);
-  }
+#if defined(__AVX512BF16__)
+  if (!is_bfloat16(problem)) return (kernels_avx512.*name)(problem, tasks);
+#endif
+  kernel(problem, tasks);
 }
 
 void sum_batch(const TensorView& wide, const TensorView& sum, int64_t batch, int64_t time,
@@ -64,14 +64,14 @@ void sum_batch(const TensorView& wide, const TensorView& sum, int64_t batch, int
 extern const KernelTable MMER_KERNELS;
 const KernelTable MMER_KERNELS{
     partials_size<ColumnState, SharedProblem>,
-    run<SharedForward, SharedProblem>,
+    run<run_tasks<SharedForward<Arithmetic>, SharedProblem>, &KernelTable::shared_forward>,
     merge_blocks<ColumnState, SharedProblem>,
     partials_size<ColumnGradients, SharedProblem>,
-    run<SharedBackward, SharedProblem>,
+    run<run_tasks<SharedBackward<Arithmetic>, SharedProblem>, &KernelTable::shared_backward>,
     merge_blocks<ColumnGradients, SharedProblem>,
-    directed_forward,
+    run<run_directed_forward<Arithmetic>, &KernelTable::directed_forward>,
     partials_size<KeyGradients, DirectedProblem>,
-    run<DirectedBackward, DirectedProblem>,
+    run<run_tasks<DirectedBackward<Arithmetic>, DirectedProblem>, &KernelTable::directed_backward>,
     merge_blocks<KeyGradients, DirectedProblem>,
     sum_batch,
 };
