@@ -87,11 +87,12 @@ CUDA_KERNELS = [
         "owner_backward",
         "directed_forward",
         "shared_forward",
+        "shared_short",
         "once_backward",
         "small_kernels",
     )
     for element in CUDA_ELEMENTS
-    if element != "float32" or name not in ("shared_forward", "once_backward")
+    if element != "float32" or name not in ("shared_forward", "shared_short", "once_backward")
 ]
 # From a call to the launches of its kernels, for the operators and for tests without a GPU.
 CUDA_PLANS = [

@@ -13,6 +13,7 @@ constexpr int bytes_of(Element element) {
 enum class KernelRole {
   directed_forward,
   shared_forward,
+  shared_short,
   query_backward,
   key_backward,
   shared_backward,

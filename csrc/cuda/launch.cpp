@@ -19,6 +19,8 @@ MMER_DECLARE(float32)
 // Of two bytes an element only.
 const void* find_shared_forward_float16(const KernelId& id);
 const void* find_shared_forward_bfloat16(const KernelId& id);
+const void* find_shared_short_float16(const KernelId& id);
+const void* find_shared_short_bfloat16(const KernelId& id);
 const void* find_once_backward_float16(const KernelId& id);
 const void* find_once_backward_bfloat16(const KernelId& id);
 
@@ -27,16 +29,17 @@ namespace {
 using Find = const void* (*)(const KernelId&);
 
 struct Finders {
-  Find directed_forward, owner_backward, small_kernels, shared_forward, once_backward;
+  Find directed_forward, owner_backward, small_kernels, shared_forward, shared_short, once_backward;
 };
 
 const Finders& finders_of(Element element) {
 #define MMER_FINDERS(element) \
   find_directed_forward_##element, find_owner_backward_##element, find_small_kernels_##element
-  static const Finders finders[] = {
-      {MMER_FINDERS(float16), find_shared_forward_float16, find_once_backward_float16},
-      {MMER_FINDERS(bfloat16), find_shared_forward_bfloat16, find_once_backward_bfloat16},
-      {MMER_FINDERS(float32), nullptr, nullptr}};
+  static const Finders finders[] = {{MMER_FINDERS(float16), find_shared_forward_float16,
+                                     find_shared_short_float16, find_once_backward_float16},
+                                    {MMER_FINDERS(bfloat16), find_shared_forward_bfloat16,
+                                     find_shared_short_bfloat16, find_once_backward_bfloat16},
+                                    {MMER_FINDERS(float32), nullptr, nullptr, nullptr}};
 #undef MMER_FINDERS
   return finders[static_cast<int>(element)];
 }
@@ -48,6 +51,8 @@ const void* find_kernel(const KernelId& kernel) {
       return finders.directed_forward(kernel);
     case KernelRole::shared_forward:
       return finders.shared_forward ? finders.shared_forward(kernel) : nullptr;
+    case KernelRole::shared_short:
+      return finders.shared_short ? finders.shared_short(kernel) : nullptr;
     case KernelRole::once_backward:
     case KernelRole::merge_gradients:
       return finders.once_backward ? finders.once_backward(kernel) : nullptr;

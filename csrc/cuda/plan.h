@@ -2,8 +2,9 @@
 // The operators launch exactly these plans, and tests without a GPU execute them.
 //
 // Which kernels serve a call:
-//   shared, short           forward: shared_forward, S once; one block owns a head, whose rows it
-//                           may take in turns, or a group of its rows: then merge_groups
+//   shared, up to 64 rows   forward: shared_short, S once; one block owns a head, or a group of its
+//                           rows: then merge_groups
+//   shared, more rows       forward: shared_forward, the same; a block may take groups in turns
 //   shared, bidirectional   forward: directed_forward, both directions in one launch
 //   chunked                 forward: directed_forward over the window, then the summaries
 //   shared                  backward: once_backward, S once; one block owns a head, or a group of

@@ -151,10 +151,11 @@ std::vector<Plan> shared_forward_plans(const PairCall& call, const Shape& shape,
     problem.columns.lse = nullptr;
   }
   const SharedClass block{form.row_class, shape.columns};
-  std::vector<Plan> plans{make_plan(
-      {KernelRole::shared_forward, call.options.element, shape.columns, false, form.row_class},
-      shape.batch_heads() * problem.blocks_a_head, block.threads(),
-      block.shared_bytes(column_side.time), problem)};
+  std::vector<Plan> plans{
+      make_plan({block.is_short() ? KernelRole::shared_short : KernelRole::shared_forward,
+                 call.options.element, shape.columns, false, form.row_class},
+                shape.batch_heads() * problem.blocks_a_head, block.threads(),
+                block.shared_bytes(column_side.time), problem)};
   if (problem.blocks_a_head > 1) {
     const MergeGroupsProblem merge{problem.parts,    problem.part_sums, column_side.out,
                                    column_side.lse,  problem.batch,     problem.heads,

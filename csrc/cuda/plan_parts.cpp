@@ -6,10 +6,10 @@
 namespace mmer::cuda {
 
 std::string kernel_name(const KernelId& kernel) {
-  static const char* const names[] = {"directed_forward", "shared_forward",  "query_backward",
-                                      "key_backward",     "shared_backward", "once_backward",
-                                      "merge_gradients",  "row_state",       "chunk_counts",
-                                      "merge_groups",     "batch_sum",       "decay_sum"};
+  static const char* const names[] = {
+      "directed_forward", "shared_forward", "shared_short",    "query_backward", "key_backward",
+      "shared_backward",  "once_backward",  "merge_gradients", "row_state",      "chunk_counts",
+      "merge_groups",     "batch_sum",      "decay_sum"};
   std::string name = std::string("mmer_") + names[static_cast<int>(kernel.role)];
   static const char* const elements[] = {"_float16", "_bfloat16", "_float32"};
   name += elements[static_cast<int>(kernel.element)];

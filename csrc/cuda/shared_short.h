@@ -171,7 +171,7 @@ MMER_DEVICE void finish_short_rows(const Block& block, ShortSums<Block>& own, fl
 }
 
 template <class Element, int columns>
-MMER_DEVICE void shared_short_forward(const SharedForwardProblem& problem) {
+MMER_DEVICE void shared_short(const SharedForwardProblem& problem) {
   const ShortBlock<Element, columns> block(problem);
   using Block = ShortBlock<Element, columns>;
   const ColumnResults results(block);

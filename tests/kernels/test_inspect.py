@@ -38,12 +38,12 @@ def test_cuda_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["inspect", "--backend", "cuda", "--operator", "shared", "--target", "80"]
     assert main([*words, "--shape", "17x20x16"]) == 0
     printed = capsys.readouterr().out
-    for name in ("shared_forward_bfloat16_16_rows64", "row_state_bfloat16"):
+    for name in ("shared_short_bfloat16_16_rows64", "row_state_bfloat16"):
         assert re.search(rf"^{name} +80 +[1-9]\d* +0 ", printed, re.M)
     assert re.search(r"^once_backward_bfloat16_16_rows64 .* HMMA \d+", printed, re.M)
     assert main([*words, "--run", "17x20x16"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^shared_forward_\w+ +sm_80 warp instructions \d+, mma 0\.\d", printed, re.M)
+    assert re.search(r"^shared_short_\w+ +sm_80 warp instructions \d+, mma 0\.\d", printed, re.M)
 
 
 @pytest.mark.parametrize(

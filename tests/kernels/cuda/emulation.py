@@ -28,6 +28,7 @@ SOURCES = Path(__file__).resolve().parents[3] / "csrc" / "cuda"
 _SOURCE_OF = {
     "directed_forward": "directed_forward.cu",
     "shared_forward": "shared_forward.cu",
+    "shared_short": "shared_short.cu",
     "query_backward": "owner_backward.cu",
     "key_backward": "owner_backward.cu",
     "shared_backward": "owner_backward.cu",

@@ -56,7 +56,8 @@ def findings(report: str, arch: str, count: int) -> list[str]:
 
 QUICK = [
     ("directed_forward", 64, 2),
-    ("shared_forward", 64, 3),
+    ("shared_forward", 64, 2),
+    ("shared_short", 64, 1),
     ("owner_backward", 64, 6),
     ("once_backward", 64, 4),
 ]
@@ -64,7 +65,8 @@ CLASSES = (16, 32, 64, 128, 256)
 ALL = [
     *(("directed_forward", columns, 2) for columns in CLASSES),
     *(("owner_backward", columns, 6) for columns in CLASSES),
-    *(("shared_forward", columns, 1 if columns == 128 else 3) for columns in CLASSES[:4]),
+    *(("shared_forward", columns, 1 if columns == 128 else 2) for columns in CLASSES[:4]),
+    *(("shared_short", columns, 1) for columns in CLASSES[:3]),
     *(("once_backward", columns, 2 if columns == 128 else 4) for columns in CLASSES[:4]),
 ]
 
@@ -90,6 +92,6 @@ def test_registers_suffice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("element", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a", "sm_100a", "sm_120a"])
 def test_registers_suffice_on_any_architecture(element: str, arch: str, tmp_path: Path) -> None:
-    halves = ("shared_forward", "once_backward")
+    halves = ("shared_forward", "shared_short", "once_backward")
     compiled = [x for x in ALL if element != "float32" or x[0] not in halves]
     check_all(compiled, element, arch, tmp_path)
