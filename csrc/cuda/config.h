@@ -58,9 +58,9 @@ constexpr Config backward_config(int columns, int element_bytes) {
   return {2, 16, 1};
 }
 
-// Where the rows of a head begin and how far apart they stand, of three tensors of two sequences
-// (HeadSource): a place of shared memory in the kernels above.
-constexpr int head_sources_bytes = 6 * 16;
+// Where the rows of a head begin and how far apart they stand, of three tensors of a sequence and
+// of two others (HeadSource): a place of shared memory in the kernels above.
+constexpr int head_sources_bytes = 9 * 16;
 
 // Columns of the gradients that a block of the backward kernel sums up; the others are another
 // block's. More of two gradients would not fit into the registers.

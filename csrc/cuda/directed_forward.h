@@ -159,9 +159,10 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   float row_sum[2] = {0.0f, 0.0f};  // of this thread's columns
   // Wide queries stay in shared memory: the sums need the registers.
   constexpr bool holds_queries = columns * Element::bytes <= 256;
-  uint32_t q_rmem[holds_queries ? steps_of<Element, columns> : 1][4];
+  OwnFragments<Element, columns, 0, holds_queries> q_rmem;
   // Where a lane reads a tile of q, of keys and, but of float32, of values.
   const uint32_t lane_place = kept(first_key_place<keys>(HeadTile{base}));
+  const uint32_t own_place = first_own_place<keys>(q_smem, lane_place, warp_row);
   const uint32_t word_place = Element::bytes == 2 ? 0 : kept(first_value_place(HeadTile{base}));
 
   // The first pass only loads.
@@ -183,12 +184,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       LanePlaces<Element, columns> places(lane_place + stage);
       places.keep();
       multiply_keys<keys, Smem::k>(scores_rmem, places, [&](int step, uint32_t (&a)[4]) {
-        if constexpr (holds_queries) {
-#pragma unroll
-          for (int n = 0; n < 4; ++n) a[n] = q_rmem[step][n];
-        } else {
-          load_fragment(a, q_smem, warp_row, step);
-        }
+        q_rmem.get(a, LanePlaces<Element, columns>(own_place), step);
       });
       float factor = problem.scale;
       if (biased || !of_tokens) {
@@ -267,11 +263,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     } else if (tile < 0) {
       cp_async_wait<1>();
       __syncthreads();
-      if constexpr (holds_queries) {
-        const LanePlaces<Element, columns> places(lane_place + warp_row * HeadTile::row_bytes);
-        unrolled<steps_of<Element, columns>>(
-            [&](auto step) { ldmatrix<places.offset(0, step)>(q_rmem[step], places.place(step)); });
-      }
+      q_rmem.load(LanePlaces<Element, columns>(own_place));
     }
     if (following >= tiles.count()) break;
     cp_async_wait<0>();

@@ -91,11 +91,15 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   }
   // Nothing hides a step from all that could see it: only the end of a sequence has to be minded.
   const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
+  using OwnLoader = SideLoader<Side, Element, columns, threads, extras, as_key, as_query>;
   using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
-  HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
+  HeadSource* own_sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
+  HeadSource* sources_smem = own_sources_smem + OwnLoader::tensors;
   constexpr int tensors = OtherLoader::tensors;
-  find_sources<Element, (extras ? 2 : 1) * tensors>(
-      sources_smem, batch, head, [&](int number) -> const Rows& {
+  find_sources<Element, OwnLoader::tensors + (extras ? 2 : 1) * tensors>(
+      own_sources_smem, batch, head, [&](int number) -> const Rows& {
+        if (number < OwnLoader::tensors) return OwnLoader::tensor(own, number);
+        number -= OwnLoader::tensors;
         return OtherLoader::tensor(owner.others[number / tensors], number % tensors);
       });
   __syncthreads();
@@ -139,8 +143,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   // A softmax over one step is constant. To find that from differences would leave their rounding.
   const bool constant_as_query = owner.others[0].time == 1, constant_as_key = own.time == 1;
   const Weighting<extras> own_weighting(own, batch);
-  const SideLoader<Side, Element, columns, threads, extras, as_key, as_query> own_loader(
-      own, batch, head, problem.heads, all_see);
+  const OwnLoader own_loader(own, batch, batch_head, own_sources_smem, thread_place - base,
+                             OwnLoader::is_plain(own, batch, all_see));
   if (own_loader.plain) {
     own_loader.template load_plain<rows, Smem::own_bytes>(own_x_smem, row);
   } else {
@@ -181,11 +185,16 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   // the other steps, which but of float32 are read like this for the gradients too.
   const uint32_t lane_place = kept(first_key_place<tile_steps>(HeadTile{base}));
   const uint32_t own_place =
-      kept(tile_steps % 16 == 0 ? lane_place + warp_row * HeadTile::row_bytes
-                                : left_places(HeadTile{base}, warp_row).places[0]);
+      kept(first_own_place<tile_steps>(HeadTile{base}, lane_place, warp_row));
   const uint32_t word_place =
       Element::bytes == 2 ? 0 : kept(first_value_place(HeadTile{base}, first_column));
   const uint32_t pair_place = kept(base + lane % 4 * 8);  // of two floats of each eight steps
+
+  // Three tensors' rows of more bytes, or what extras need, leave no registers for these.
+  constexpr bool holds_own = !extras && columns * Element::bytes <= 128;
+  OwnFragments<Element, columns, Smem::own_x, holds_own> own_x_rmem;
+  OwnFragments<Element, columns, Smem::own_value, holds_own> own_value_rmem;
+  OwnFragments<Element, columns, Smem::own_grad_out, holds_own> own_grad_out_rmem;
 
   // The first pass only loads.
   int tile = -1;
@@ -212,7 +221,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       set_zero(scores_rmem);
       multiply_keys<tile_steps, Smem::other_x>(
           scores_rmem, other_places,
-          [&](int step, uint32_t (&a)[4]) { load_fragment<Smem::own_x>(a, own_places, step); });
+          [&](int step, uint32_t (&a)[4]) { own_x_rmem.get(a, own_places, step); });
       float factor = problem.scale;
       if (timed || !of_tokens || other.mask.data || !seen.whole(first)) {
         add_bias<tile_steps>(scores_rmem, factor, bias_smem + place);
@@ -240,9 +249,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         }
         if (!constant_as_query) {
           multiply_keys<tile_steps, Smem::other_value>(
-              grad_weights_rmem, other_places, [&](int step, uint32_t (&a)[4]) {
-                load_fragment<Smem::own_grad_out>(a, own_places, step);
-              });
+              grad_weights_rmem, other_places,
+              [&](int step, uint32_t (&a)[4]) { own_grad_out_rmem.get(a, own_places, step); });
         }
 #pragma unroll
         for (int n = 0; n < tile_steps / 8; ++n) {
@@ -275,9 +283,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
         }
         if (!constant_as_key) {
           multiply_keys<tile_steps, Smem::other_grad_out>(
-              grad_weights_rmem, other_places, [&](int step, uint32_t (&a)[4]) {
-                load_fragment<Smem::own_value>(a, own_places, step);
-              });
+              grad_weights_rmem, other_places,
+              [&](int step, uint32_t (&a)[4]) { own_value_rmem.get(a, own_places, step); });
         }
         unrolled<tile_steps / 8>([&](auto n) {
           const float2 minus_lse = load_shared_pair<Smem::minus_lse + n * 32>(pair_smem);
@@ -334,6 +341,12 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     }
     cp_async_wait<0>();
     __syncthreads();
+    if (holds_own && tile < 0) {
+      const LanePlaces<Element, columns> own_places(own_place);
+      own_x_rmem.load(own_places);
+      if constexpr (as_key) own_value_rmem.load(own_places);
+      if constexpr (as_query) own_grad_out_rmem.load(own_places);
+    }
     if (following >= tiles.count()) break;
     tile = following;
   }
@@ -351,16 +364,17 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     }
   }
   if (first_row >= own.time) return;
-  // A loop: each of these is much for the compiler.
+  // A padded row has no gradient. A loop: each of these is much for the compiler.
   float scale = problem.grad_scale;
+  const float real[2] = {own_bias[0] > -infinity ? 1.0f : 0.0f,
+                         own_bias[1] > -infinity ? 1.0f : 0.0f};
 #pragma unroll 1
   for (int number = 0; number <= as_key; ++number) {
     const Rows& target = number == 0 ? owner.grad_x : owner.grad_value;
+    clear_rows(grad_x_rmem, real);
     store_warp_rows<gradients>(own_x_smem, warp_row, target, batch, head, first_row, own.time,
-                               first_column, [&](int n, int e) {
-                                 return own_bias[e / 2] > -infinity ? grad_x_rmem[n][e] * scale
-                                                                    : 0.0f;
-                               });
+                               first_column,
+                               [&](int n, int e) { return grad_x_rmem[n][e] * scale; });
     if constexpr (as_key) {
 #pragma unroll
       for (int n = 0; n < gradients / 8; ++n) {

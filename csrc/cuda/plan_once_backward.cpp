@@ -8,11 +8,11 @@ namespace mmer::cuda {
 namespace {
 
 // What the busiest multiprocessor executes, in warp instructions by benchmarks.cuda_counters: of a
-// pair of steps 0.7 with 128 rows, 0.8 with 64, and 0.75 where S is computed for each row, twice
+// pair of steps 0.7 with 128 rows, 0.8 with 64, and 0.7 where S is computed for each row, twice
 // then; of a warp for each tile of rows, and once for all. S for each row weighs half as much
 // again: S once executes and reads less in all, which leaves more to whatever else the GPU has to
 // do.
-constexpr double owners_a_pair = 1.5 * 0.75, a_row_tile = 250.0, a_warp = 300.0;
+constexpr double owners_a_pair = 1.5 * 0.7, a_row_tile = 250.0, a_warp = 300.0;
 // Of a step whose gradients are added up, and of each of its parts.
 constexpr double a_step = 12.0, a_part = 5.5;
 // What could have been executed while another kernel is launched, and for a byte of global memory.

@@ -20,8 +20,8 @@ namespace mmer::cuda {
 // of columns for the rows. 4 and 2 groups read and keep less than 8 and 1 for as many blocks. Of
 // the two classes of rows, the groups, and shared_backward, the one is taken whose busiest
 // multiprocessor has the least to do. 128 rows take 134 KiB of shared memory at 64
-// columns: 8.6, 8.9 and 12.0 always take
-// 64. 64 rows take 106 KiB at 128 columns, which are served with one tile of rows only.
+// columns: 8.6, 8.9 and 12.0 always take 64. 64 rows take 106 KiB at 128 columns, which are served
+// with one tile of rows only.
 struct OnceBackwardForm {
   int row_class;  // 0: not for this call
   bool a_is_rows;

@@ -119,6 +119,39 @@ MMER_DEVICE void load_fragment(uint32_t (&a)[4], const LanePlaces<Element, colum
 template <class Element, int columns>
 constexpr int steps_of = columns / Element::depth;
 
+// The first place of a warp's own rows as left factor, which is that of keys (first_key_place)
+// further down where they are taken by 16.
+template <int keys, class Element, int columns>
+MMER_DEVICE uint32_t first_own_place(Tile<Element, columns> rows_smem, uint32_t key_place,
+                                     int warp_row) {
+  if constexpr (keys % 16 == 0) return key_place + warp_row * rows_smem.row_bytes;
+  return left_places(rows_smem, warp_row).places[0];
+}
+
+// The warp's own rows (16, columns) as left factor, `distance` bytes from the lane's places: in
+// registers where there are enough, else read again for each tile.
+template <class Element, int columns, int distance, bool held>
+struct OwnFragments {
+  using Places = LanePlaces<Element, columns>;
+  uint32_t words[held ? steps_of<Element, columns> : 1][4];
+
+  MMER_DEVICE void load(const Places& places) {
+    if constexpr (held) {
+      unrolled<steps_of<Element, columns>>([&](auto step) {
+        ldmatrix<distance + Places::offset(0, step)>(words[step], places.place(step));
+      });
+    }
+  }
+  MMER_DEVICE void get(uint32_t (&a)[4], const Places& places, int step) const {
+    if constexpr (held) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) a[n] = words[step][n];
+    } else {
+      load_fragment<distance>(a, places, step);
+    }
+  }
+};
+
 // scores (16, keys) += rows (16, depth) times the transposed tile (keys, depth), `distance` bytes
 // from the one of the places. `fragment(step, a)` gives the rows, step by step. `second`: the other
 // of a lane's matrices that belongs to the same keys as its first.

@@ -77,17 +77,6 @@ struct SideLoader {
   uint32_t thread_place;
   bool plain;
 
-  // `all_see`: neither sequence's mask hides a step from the other.
-  MMER_DEVICE SideLoader(const Source& side, int batch, int head, int heads, bool all_see)
-      : side(side),
-        batch_head(batch * heads + head),
-        weighting(side, batch),
-        x(compared(side), batch, head),
-        value(tensor(side, values), batch, head),
-        grad_out(tensor(side, grad_outs * (1 + values)), batch, head),
-        thread_place(kept(Loader::first_place(HeadTile{0}))),
-        plain(is_plain(side, batch, all_see)) {}
-
   // What a thread keeps of a side takes too many registers for some kernels: what is the same for
   // all of a block waits in shared memory, of each side its tensors in this order (find_sources).
   static constexpr int tensors = 1 + values + grad_outs;

@@ -320,7 +320,8 @@ template <int columns, int strips, class Value>
 MMER_DEVICE void store_wide_rows(const Rows& target, int batch, int head, int first, int time,
                                  int first_column, const Value& value) {
   constexpr int count = columns / 8;  // accumulators of a strip
-  const int lane = threadIdx.x % 32;
+  // Kept, or a loop around this would find all columns in advance.
+  const int lane = kept(threadIdx.x) % 32;
   float* target_gmem =
       static_cast<float*>(target.data) + batch * target.batch_stride + head * target.head_stride;
 #pragma unroll
