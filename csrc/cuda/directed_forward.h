@@ -7,10 +7,10 @@
 #pragma once
 
 #include "block_tiles.h"
-#include "config.h"
 #include "dropout.h"
 #include "products.h"
 #include "side_loader.h"
+#include "smem.h"
 
 namespace mmer::cuda {
 
@@ -19,29 +19,16 @@ namespace mmer::cuda {
 constexpr float reference_slack = 8.0f;
 constexpr float lowest_reference = -3e38f;
 
-template <class Element, int columns>
-struct ForwardSmem {
-  static constexpr Config config = forward_config(columns, Element::bytes);
-  static constexpr int q_bytes = config.rows() * columns * Element::bytes;
-  static constexpr int tile_bytes = config.tile * columns * Element::bytes;
-  static constexpr int k = q_bytes;                          // two stages
-  static constexpr int v = k + 2 * tile_bytes;               // two stages
-  static constexpr int sources = v + 2 * tile_bytes;         // of both segments
-  static constexpr int bias = sources + head_sources_bytes;  // two stages of floats
-  static constexpr int times = bias + 8 * config.tile;       // two stages of floats, with extras
-  static constexpr int flags = times + 8 * config.tile;
-};
-
 template <class Element, int columns, bool extras>
 MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   constexpr Config config = forward_config(columns, Element::bytes);
   constexpr int rows = config.rows(), keys = config.tile;
-  using Smem = ForwardSmem<Element, columns>;
+  constexpr ForwardSmem Smem(columns, Element::bytes);
   using HeadTile = Tile<Element, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
-  float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
-  float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
-  uint8_t* flags_smem = smem + Smem::flags;
+  float* bias_smem = reinterpret_cast<float*>(smem + Smem.bias);
+  float* times_smem = reinterpret_cast<float*>(smem + Smem.times);
+  uint8_t* flags_smem = smem + Smem.flags;
   const uint32_t base = shared_address(smem);
   const HeadTile q_smem{base};
 
@@ -82,7 +69,7 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
 
   constexpr int threads = config.threads();
   using KeyLoader = SideLoader<Segment, Element, columns, threads, extras, true, false>;
-  HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
+  HeadSource* sources_smem = reinterpret_cast<HeadSource*>(smem + Smem.sources);
   // Of k and v of both segments, then of q and out
   constexpr int query_source = extras ? 4 : 2;
   find_sources<Element, query_source + 2>(
@@ -116,16 +103,16 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
     const bool of_tokens = tiles.of_tokens(tile);
     const Segment& segment = direction.segments[of_tokens ? 0 : 1];
     if (plain && of_tokens) {
-      plain_tokens.template load<Smem::k, Smem::v - Smem::k>(stage);
+      plain_tokens.template load<Smem.k, Smem.v - Smem.k>(stage);
     } else {
       KeyLoader(segment, batch, batch_head, sources_smem + (of_tokens ? 0 : 2), thread_place - base,
                 false)
-          .template load_by_row<keys, Smem::v - Smem::k>(HeadTile{base + Smem::k + stage},
-                                                         tiles.first_step(tile));
+          .template load_by_row<keys, Smem.v - Smem.k>(HeadTile{base + Smem.k + stage},
+                                                       tiles.first_step(tile));
     }
     if (writes_bias || (!of_tokens && threadIdx.x < keys)) {
       const int key = tiles.first_step(tile) + threadIdx.x;
-      const int place = stage / Smem::tile_bytes * keys + threadIdx.x;
+      const int place = stage / Smem.tile_bytes * keys + threadIdx.x;
       const float bias = Weighting<extras>(segment, batch)(key);
       bias_smem[place] = bias;
       if (timed) times_smem[place] = time_of(segment.times, batch, key, bias > -infinity);
@@ -168,9 +155,9 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
   // The first pass only loads.
   int tile = -1;
 #pragma unroll 1
-  for (uint32_t stage = Smem::tile_bytes;; stage ^= Smem::tile_bytes) {
+  for (uint32_t stage = Smem.tile_bytes;; stage ^= Smem.tile_bytes) {
     const int following = tiles.next(tile + 1, [&] { plain_tokens.skip(); });
-    load_tile(following, stage ^ Smem::tile_bytes);
+    load_tile(following, stage ^ Smem.tile_bytes);
     cp_async_commit();
 
     const bool of_tokens = tiles.of_tokens(tile);
@@ -183,12 +170,12 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       set_zero(scores_rmem);
       LanePlaces<Element, columns> places(lane_place + stage);
       places.keep();
-      multiply_keys<keys, Smem::k>(scores_rmem, places, [&](int step, uint32_t (&a)[4]) {
+      multiply_keys<keys, Smem.k>(scores_rmem, places, [&](int step, uint32_t (&a)[4]) {
         q_rmem.get(a, LanePlaces<Element, columns>(own_place), step);
       });
       float factor = problem.scale;
       if (biased || !of_tokens) {
-        const int place = stage / Smem::tile_bytes * keys;
+        const int place = stage / Smem.tile_bytes * keys;
         add_bias<keys>(scores_rmem, factor, bias_smem + place);
         if (timed) {
           subtract_gaps<keys>(scores_rmem, row_times, times_smem + place, decay,
@@ -255,10 +242,10 @@ MMER_DEVICE void directed_forward(const ForwardProblem& problem) {
       }
       // out (16, columns) += weights (16, keys) v (keys, columns)
       if constexpr (Element::bytes == 2) {
-        accumulate<keys, columns, Smem::v>(out_rmem, scores_rmem, places);
+        accumulate<keys, columns, Smem.v>(out_rmem, scores_rmem, places);
       } else {
-        accumulate<keys, columns, Smem::v>(out_rmem, scores_rmem,
-                                           WordPlaces<Element, columns>(word_place + stage));
+        accumulate<keys, columns, Smem.v>(out_rmem, scores_rmem,
+                                          WordPlaces<Element, columns>(word_place + stage));
       }
     } else if (tile < 0) {
       cp_async_wait<1>();

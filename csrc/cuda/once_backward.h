@@ -15,10 +15,10 @@
 
 #pragma once
 
-#include "config.h"
 #include "once_gradients.h"
 #include "products.h"
 #include "side_loader.h"
+#include "smem.h"
 #include "visible.h"
 
 namespace mmer::cuda {

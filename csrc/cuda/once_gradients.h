@@ -3,9 +3,9 @@
 
 #pragma once
 
-#include "config.h"
 #include "once_parts.h"
 #include "products.h"
+#include "smem.h"
 
 namespace mmer::cuda {
 

@@ -11,33 +11,12 @@
 #pragma once
 
 #include "block_tiles.h"
-#include "config.h"
-#include "dropout.h"
 #include "products.h"
+#include "score_gradients.h"
 #include "side_loader.h"
+#include "smem.h"
 
 namespace mmer::cuda {
-
-template <class Element, int columns, bool as_query, bool as_key>
-struct BackwardSmem {
-  static constexpr Config config = backward_config(columns, Element::bytes);
-  static constexpr int own_bytes = config.rows() * columns * Element::bytes;
-  static constexpr int tile_bytes = config.tile * columns * Element::bytes;
-  static constexpr int own_x = 0;
-  static constexpr int own_value = own_x + own_bytes;
-  static constexpr int own_grad_out = own_value + as_key * own_bytes;
-  // Two stages, as of all that follow.
-  static constexpr int other_x = own_grad_out + as_query * own_bytes;
-  static constexpr int other_value = other_x + 2 * tile_bytes;
-  static constexpr int other_grad_out = other_value + as_query * 2 * tile_bytes;
-  static constexpr int sources = other_grad_out + as_key * 2 * tile_bytes;  // of both other sides
-  static constexpr int bias = sources + head_sources_bytes;
-  static constexpr int times = bias + 8 * config.tile;
-  static constexpr int minus_lse = times + 8 * config.tile;
-  static constexpr int minus_correction = minus_lse + 8 * config.tile;
-  static constexpr int sums = minus_correction + 8 * config.tile;  // one float a warp
-  static constexpr int flags = sums + 4 * config.warps;
-};
 
 template <class Element, int columns, bool as_query, bool as_key, bool extras>
 MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
@@ -45,16 +24,16 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   constexpr int rows = config.rows(), tile_steps = config.tile, threads = config.threads();
   constexpr int gradients = gradient_columns(columns, Element::bytes, extras),
                 parts = columns / gradients;
-  using Smem = BackwardSmem<Element, columns, as_query, as_key>;
+  constexpr BackwardSmem Smem(columns, Element::bytes, as_query, as_key);
   using HeadTile = Tile<Element, columns>;
   extern __shared__ __align__(128) unsigned char smem[];
-  float* bias_smem = reinterpret_cast<float*>(smem + Smem::bias);
-  float* times_smem = reinterpret_cast<float*>(smem + Smem::times);
-  float* minus_lse_smem = reinterpret_cast<float*>(smem + Smem::minus_lse);
-  float* minus_correction_smem = reinterpret_cast<float*>(smem + Smem::minus_correction);
-  uint8_t* flags_smem = smem + Smem::flags;
+  float* bias_smem = reinterpret_cast<float*>(smem + Smem.bias);
+  float* times_smem = reinterpret_cast<float*>(smem + Smem.times);
+  float* minus_lse_smem = reinterpret_cast<float*>(smem + Smem.minus_lse);
+  float* minus_correction_smem = reinterpret_cast<float*>(smem + Smem.minus_correction);
+  uint8_t* flags_smem = smem + Smem.flags;
   const uint32_t base = shared_address(smem);
-  const HeadTile own_x_smem{base + Smem::own_x};
+  const HeadTile own_x_smem{base + Smem.own_x};
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first_column = blockIdx.x % parts * gradients;
@@ -93,7 +72,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const bool all_see = !own.mask.data && !owner.others[0].mask.data && !skips;
   using OwnLoader = SideLoader<Side, Element, columns, threads, extras, as_key, as_query>;
   using OtherLoader = SideLoader<Side, Element, columns, threads, extras, as_query, as_key>;
-  HeadSource* own_sources_smem = reinterpret_cast<HeadSource*>(smem + Smem::sources);
+  HeadSource* own_sources_smem = reinterpret_cast<HeadSource*>(smem + Smem.sources);
   HeadSource* sources_smem = own_sources_smem + OwnLoader::tensors;
   constexpr int tensors = OtherLoader::tensors;
   find_sources<Element, OwnLoader::tensors + (extras ? 2 : 1) * tensors>(
@@ -119,16 +98,16 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     const Side& other = owner.others[number];
     if (plain && number == 0) {
       if constexpr (!goes_along) plain_tokens = plain_tiles(tiles.first_step(tile));
-      plain_tokens.template load<Smem::other_x, 2 * Smem::tile_bytes>(stage);
+      plain_tokens.template load<Smem.other_x, 2 * Smem.tile_bytes>(stage);
     } else {
       OtherLoader(other, batch, batch_head, sources_smem + tensors * number, thread_place - base,
                   false)
-          .template load_by_row<tile_steps, 2 * Smem::tile_bytes>(
-              HeadTile{base + Smem::other_x + stage}, tiles.first_step(tile));
+          .template load_by_row<tile_steps, 2 * Smem.tile_bytes>(
+              HeadTile{base + Smem.other_x + stage}, tiles.first_step(tile));
     }
     if (threadIdx.x < tile_steps) {
       const int step = tiles.first_step(tile) + threadIdx.x;
-      const int place = stage / Smem::tile_bytes * tile_steps + threadIdx.x;
+      const int place = stage / Smem.tile_bytes * tile_steps + threadIdx.x;
       const float bias = Weighting<extras>(other, batch)(step);
       bias_smem[place] = bias;
       if (timed) times_smem[place] = time_of(other.times, batch, step, bias > -infinity);
@@ -146,9 +125,9 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   const OwnLoader own_loader(own, batch, batch_head, own_sources_smem, thread_place - base,
                              OwnLoader::is_plain(own, batch, all_see));
   if (own_loader.plain) {
-    own_loader.template load_plain<rows, Smem::own_bytes>(own_x_smem, row);
+    own_loader.template load_plain<rows, Smem.own_bytes>(own_x_smem, row);
   } else {
-    own_loader.template load_by_row<rows, Smem::own_bytes>(own_x_smem, row);
+    own_loader.template load_by_row<rows, Smem.own_bytes>(own_x_smem, row);
   }
   cp_async_commit();
 
@@ -192,16 +171,16 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
 
   // Three tensors' rows of more bytes, or what extras need, leave no registers for these.
   constexpr bool holds_own = !extras && columns * Element::bytes <= 128;
-  OwnFragments<Element, columns, Smem::own_x, holds_own> own_x_rmem;
-  OwnFragments<Element, columns, Smem::own_value, holds_own> own_value_rmem;
-  OwnFragments<Element, columns, Smem::own_grad_out, holds_own> own_grad_out_rmem;
+  OwnFragments<Element, columns, Smem.own_x, holds_own> own_x_rmem;
+  OwnFragments<Element, columns, Smem.own_value, holds_own> own_value_rmem;
+  OwnFragments<Element, columns, Smem.own_grad_out, holds_own> own_grad_out_rmem;
 
   // The first pass only loads.
   int tile = -1;
 #pragma unroll 1
-  for (uint32_t stage = Smem::tile_bytes;; stage ^= Smem::tile_bytes) {
+  for (uint32_t stage = Smem.tile_bytes;; stage ^= Smem.tile_bytes) {
     const int following = tiles.next(tile + 1, [&] { plain_tokens.skip(); });
-    load_tile(following, stage ^ Smem::tile_bytes);
+    load_tile(following, stage ^ Smem.tile_bytes);
     cp_async_commit();
 
     const bool of_tokens = tiles.of_tokens(tile);
@@ -211,7 +190,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
     const TilesOfRows<tile_steps> seen =
         of_tokens ? token_tiles : TilesOfRows<tile_steps>(rows_see(number, first_row, warp_rows));
     if (seen.some(first)) {
-      const int place = stage / Smem::tile_bytes * tile_steps;
+      const int place = stage / Smem.tile_bytes * tile_steps;
       const uint32_t pair_smem = pair_place + place * 4;
       LanePlaces<Element, columns> own_places(own_place), other_places(lane_place + stage);
       if constexpr (goes_along) own_places.keep();
@@ -219,7 +198,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
 
       float scores_rmem[tile_steps / 8][4];  // (16, steps) = x (16, columns) x^T (columns, steps)
       set_zero(scores_rmem);
-      multiply_keys<tile_steps, Smem::other_x>(
+      multiply_keys<tile_steps, Smem.other_x>(
           scores_rmem, other_places,
           [&](int step, uint32_t (&a)[4]) { own_x_rmem.get(a, own_places, step); });
       float factor = problem.scale;
@@ -237,6 +216,8 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
       }
 
       // dS; the gradients of P start at minus the correction, but where dropout scales them.
+      const ScoreGradients<extras> score_gradients{problem.extras, dropout, first_row, first,
+                                                   factor};
       float grad_scores_rmem[tile_steps / 8][4];
       if constexpr (as_query) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = dO (16, columns) v^T
@@ -248,79 +229,39 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
           }
         }
         if (!constant_as_query) {
-          multiply_keys<tile_steps, Smem::other_value>(
+          multiply_keys<tile_steps, Smem.other_value>(
               grad_weights_rmem, other_places,
               [&](int step, uint32_t (&a)[4]) { own_grad_out_rmem.get(a, own_places, step); });
         }
-#pragma unroll
-        for (int n = 0; n < tile_steps / 8; ++n) {
-          bool keep[4] = {true, true, true, true};
-          if (extras && dropout.active()) {
-            dropout.draw_queries(keep, first_row, first + n * 8,
-                                 of_tokens ? own.stream : own.stream + 1);
-          }
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, minus_own_lse[e / 2]));
-            float grad_weight = grad_weights_rmem[n][e];
-            if (extras && dropout.active()) {
-              grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
-            }
-            if (extras) grad_weight += minus_own_correction[e / 2];
-            grad_scores_rmem[n][e] = weight * grad_weight;
-          }
-        }
+        score_gradients.of_queries(grad_scores_rmem, scores_rmem, grad_weights_rmem, minus_own_lse,
+                                   minus_own_correction, of_tokens ? own.stream : own.stream + 1);
       }
       if constexpr (as_key) {
         float grad_weights_rmem[tile_steps / 8][4];  // (16, steps) = v (16, columns) dO^T
         set_zero(grad_weights_rmem);
         if constexpr (!extras) {
           unrolled<tile_steps / 8>([&](auto n) {
-            const float2 pair = load_shared_pair<Smem::minus_correction + n * 32>(pair_smem);
+            const float2 pair = load_shared_pair<Smem.minus_correction + n * 32>(pair_smem);
 #pragma unroll
             for (int e = 0; e < 4; ++e) grad_weights_rmem[n][e] = e % 2 ? pair.y : pair.x;
           });
         }
         if (!constant_as_key) {
-          multiply_keys<tile_steps, Smem::other_grad_out>(
+          multiply_keys<tile_steps, Smem.other_grad_out>(
               grad_weights_rmem, other_places,
               [&](int step, uint32_t (&a)[4]) { own_value_rmem.get(a, own_places, step); });
         }
-        unrolled<tile_steps / 8>([&](auto n) {
-          const float2 minus_lse = load_shared_pair<Smem::minus_lse + n * 32>(pair_smem);
-          float2 minus_correction{};
-          if constexpr (extras) {
-            minus_correction = load_shared_pair<Smem::minus_correction + n * 32>(pair_smem);
-          }
-          bool keep[4] = {true, true, true, true};
-          if (extras && dropout.active()) {
-            dropout.draw_keys(keep, first_row, first + n * 8, other.stream);
-          }
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            float shift = e % 2 ? minus_lse.y : minus_lse.x;
-            if (extras) shift += own_bias[e / 2];  // padded rows are not stored
-            const float weight = exp2_fast(fmaf(scores_rmem[n][e], factor, shift));
-            float grad_weight = grad_weights_rmem[n][e], kept_weight = weight;
-            if (extras && dropout.active()) {
-              grad_weight = keep[e] ? grad_weight * problem.extras.keep_scale : 0.0f;
-              kept_weight = keep[e] ? weight * problem.extras.keep_scale : 0.0f;
-            }
-            if (extras) grad_weight += e % 2 ? minus_correction.y : minus_correction.x;
-            grad_scores_rmem[n][e] =
-                as_query ? fmaf(weight, grad_weight, grad_scores_rmem[n][e]) : weight * grad_weight;
-            scores_rmem[n][e] = kept_weight;
-          }
-        });
+        score_gradients.template of_keys<as_query, Smem.minus_lse, Smem.minus_correction>(
+            grad_scores_rmem, scores_rmem, grad_weights_rmem, own_bias, pair_smem, other.stream);
       }
       // grad_value (16, gradients) += weights (16, steps) dO (steps, gradients)
       // grad_x (16, gradients) += dS (16, steps) x (steps, gradients)
       const auto add_gradients = [&](const auto& places) {
         if constexpr (as_key) {
-          accumulate<tile_steps, gradients, Smem::other_grad_out>(grad_value_rmem, scores_rmem,
-                                                                  places);
+          accumulate<tile_steps, gradients, Smem.other_grad_out>(grad_value_rmem, scores_rmem,
+                                                                 places);
         }
-        accumulate<tile_steps, gradients, Smem::other_x>(grad_x_rmem, grad_scores_rmem, places);
+        accumulate<tile_steps, gradients, Smem.other_x>(grad_x_rmem, grad_scores_rmem, places);
       };
       if constexpr (Element::bytes == 2) {
         if constexpr (parts > 1) other_places.move(first_column * Element::bytes);
@@ -352,7 +293,7 @@ MMER_DEVICE void owner_backward(const BackwardProblem& problem) {
   }
 
   if (wants_decay) {
-    float* sums_smem = reinterpret_cast<float*>(smem + Smem::sums);
+    float* sums_smem = reinterpret_cast<float*>(smem + Smem.sums);
     grad_decay = warp_total(grad_decay);
     if (lane == 0) sums_smem[warp] = grad_decay;
     __syncthreads();

@@ -8,14 +8,6 @@ namespace mmer::cuda {
 
 namespace {
 
-int64_t backward_shared_bytes(KernelRole role, const Shape& shape, int64_t flags) {
-  const Config config = shape.backward();
-  const int64_t row_bytes = shape.columns * shape.element_bytes;
-  const int sides = role == KernelRole::shared_backward ? 3 : 2;
-  return sides * (config.rows() + 2 * config.tile) * row_bytes + head_sources_bytes +
-         32 * config.tile + 4 * config.warps + flags;
-}
-
 // Gradients, in float32 first where a batch of one was broadcast.
 class Gradients {
  public:
@@ -71,7 +63,6 @@ void set_tiles(Owner& owner, const Shape& shape) {
 
 Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape,
                    const CallOptions& options, int64_t flags) {
-  const Config config = shape.backward();
   for (Owner& owner : problem.owners) set_tiles(owner, shape);
   problem.batch = static_cast<int32_t>(shape.batch);
   problem.heads = static_cast<int32_t>(shape.heads);
@@ -81,9 +72,11 @@ Plan backward_plan(KernelRole role, BackwardProblem& problem, const Shape& shape
   const int64_t tiles = int64_t{problem.owners[0].tiles} + problem.owners[1].tiles;
   const int64_t parts =
       shape.columns / gradient_columns(shape.columns, shape.element_bytes, shape.extras);
+  const BackwardSmem smem(shape.columns, shape.element_bytes, role != KernelRole::key_backward,
+                          role != KernelRole::query_backward);
   return make_plan({role, options.element, shape.columns, shape.extras, 0},
-                   tiles * shape.batch_heads() * parts, config.threads(),
-                   backward_shared_bytes(role, shape, flags), problem);
+                   tiles * shape.batch_heads() * parts, smem.config.threads(), smem.flags + flags,
+                   problem);
 }
 
 RowStateProblem::Side state_side(const SequenceView& sequence, int64_t key_time, const Shape& shape,

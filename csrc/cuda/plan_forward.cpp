@@ -8,15 +8,6 @@ namespace mmer::cuda {
 
 namespace {
 
-// Bytes of shared memory of the forward kernel: queries, two stages of keys and values, and of
-// the keys' biases and times, and one flag of each tile where max_gap may skip it.
-int64_t forward_shared_bytes(const Shape& shape, int64_t flags) {
-  const Config config = shape.forward();
-  const int64_t row_bytes = shape.columns * shape.element_bytes;
-  return (config.rows() + 4 * config.tile) * row_bytes + head_sources_bytes + 16 * config.tile +
-         flags;
-}
-
 Direction direction_of(const SequenceView& queries, const Shape& shape) {
   const int64_t time = queries.query.shape[2];
   Direction direction{};
@@ -52,7 +43,7 @@ Plan forward_plan(ForwardProblem& problem, const Shape& shape, const CallOptions
   const int64_t tiles = int64_t{problem.directions[0].tiles} + problem.directions[1].tiles;
   return make_plan({KernelRole::directed_forward, options.element, shape.columns, shape.extras, 0},
                    tiles * shape.batch_heads(), config.threads(),
-                   forward_shared_bytes(shape, flags), problem);
+                   ForwardSmem(shape.columns, shape.element_bytes).flags + flags, problem);
 }
 
 // S once, or once for each direction? By executed instructions and bytes of two calls

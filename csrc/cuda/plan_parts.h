@@ -7,8 +7,8 @@
 #include <limits>
 #include <stdexcept>
 
-#include "config.h"
 #include "plan.h"
+#include "smem.h"
 
 namespace mmer::cuda {
 

@@ -3,8 +3,8 @@
 
 #pragma once
 
-#include "config.h"
 #include "shared_results.h"
+#include "smem.h"
 
 namespace mmer::cuda {
 
