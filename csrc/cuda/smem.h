@@ -1,5 +1,5 @@
-// Where everything stands in the shared memory of a block, in bytes. The launch plans read the
-// same.
+// Where everything stands in the shared memory of a block, in bytes: kernels and launch plans read
+// the same.
 
 #pragma once
 
@@ -39,11 +39,11 @@ struct BackwardSmem {
   int own_x = 0;
   int own_value;
   int own_grad_out;
-  int other_x;  // two stages, as of all that follow but the sources and sums
+  int other_x;  // two stages, as of both others
   int other_value;
   int other_grad_out;
   int sources;  // HeadSource, of the block's own side, then of both others
-  int bias, times, minus_lse, minus_correction;  // floats
+  int bias, times, minus_lse, minus_correction;  // two stages of floats
   int sums;                                      // one float a warp
   int flags;                                     // one of each tile where max_gap may skip it
 
