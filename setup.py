@@ -99,8 +99,12 @@ CUDA_PLANS = [
     f"csrc/cuda/plan_{name}.cpp"
     for name in ("forward", "backward", "once_backward", "chunks", "parts")
 ]
-# Those that hold instructions of later architectures.
-CUDA_KERNELS_OF_ARCHITECTURES = ("csrc/cuda/shared_forward.cu",)
+# Those that are not compiled for the oldest architecture alone, and from which on: one has
+# instructions of later ones, the other would not have the registers it needs.
+CUDA_KERNELS_OF_ARCHITECTURES = {
+    "csrc/cuda/shared_forward.cu": 90,
+    "csrc/cuda/shared_short.cu": 100,
+}
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 OLDEST_ARCHITECTURE = 80
 NVCC_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
@@ -299,11 +303,11 @@ def find_cuda_toolkit() -> Path:
     return Path(found[1].strip()) if found else Path(command).resolve().parents[1]
 
 
-def architecture_flags(architectures: str, *, depends: bool) -> list[str]:
+def architecture_flags(architectures: str, own_from: int | None) -> list[str]:
     """Return nvcc's flags for a list like TORCH_CUDA_ARCH_LIST, ``"8.0;9.0a+PTX"``.
 
-    A source that ``depends`` on the architecture is compiled for each. Any other is compiled once,
-    for the oldest, and only assembled for each: for two, that takes 0.7 of the time.
+    A source is compiled for each architecture from ``own_from`` on. For all others it is compiled
+    once, for the oldest, and only assembled for each: for two, that takes 0.7 of the time.
     """
     flags = []
     for name in architectures.replace(";", " ").split():
@@ -313,9 +317,10 @@ def architecture_flags(architectures: str, *, depends: bool) -> list[str]:
         number = f"{found[1]}{found[2]}"
         if int(number) < OLDEST_ARCHITECTURE:
             raise LeftOut(f"the CUDA kernels need compute capability 8.0, not {name}")
-        if depends:
+        is_own = own_from is not None and int(number) >= own_from
+        if is_own:
             number += found[3]
-        compiled_for = f"compute_{number if depends else OLDEST_ARCHITECTURE}"
+        compiled_for = f"compute_{number if is_own else OLDEST_ARCHITECTURE}"
         flags.append(f"-gencode=arch={compiled_for},code=sm_{number}")
         if found[4]:
             flags.append(f"-gencode=arch={compiled_for},code={compiled_for}")
@@ -354,7 +359,7 @@ def cuda_needs() -> Needs:
         raise LeftOut(f"the CUDA toolkit in {toolkit} has no libcudart_static.a or no headers")
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
     flags_of = {
-        source: architecture_flags(architectures, depends=source in CUDA_KERNELS_OF_ARCHITECTURES)
+        source: architecture_flags(architectures, CUDA_KERNELS_OF_ARCHITECTURES.get(source))
         for source, _ in CUDA_KERNELS
     }
     nvcc = [str(toolkit / "bin" / "nvcc"), *NVCC_FLAGS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from tests.ptx.compilers import has_nvcc
 
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
 
+# As in setup.py: from where on a source is compiled for the architecture itself.
+OWN_FROM = {"shared_forward": 90, "shared_short": 100}
 # Threads of a block, by the kernel's suffix; 128 for all others.
 THREADS = {"rows128": 256, "rows384": 256}
 KERNEL = re.compile(
@@ -25,8 +28,8 @@ KERNEL = re.compile(
 
 def compile_source(name: str, columns: int, element: str, arch: str, folder: Path) -> str:
     command = ["nvcc", "-cubin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
-    # As in setup.py: what holds no instructions of later architectures is compiled for the oldest.
-    compiled_for = arch.replace("sm", "compute") if name == "shared_forward" else "compute_80"
+    is_own = int(re.sub(r"\D", "", arch)) >= OWN_FROM.get(name, math.inf)
+    compiled_for = arch.replace("sm", "compute") if is_own else "compute_80"
     command += [f"-gencode=arch={compiled_for},code={arch}"]
     command += [f"-DMMER_ELEMENT={element}", f"-DMMER_ONLY_COLUMNS={columns}"]
     output = folder / f"{name}_{columns}_{element}_{arch}.cubin"
