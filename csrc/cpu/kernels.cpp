@@ -21,11 +21,7 @@ namespace {
 
 #if defined(__AVX512BF16__)
 using Arithmetic = Bfloat16;
-#else
-using Arithmetic = Float32;
-#endif
 
-#if defined(__AVX512BF16__)
 // What computes with bfloat16 does so where all tensors are; float16 has no arithmetic of its own.
 bool is_bfloat16(const SharedProblem& problem) {
   return problem.rows.qk.type == ElementType::bfloat16;
@@ -34,6 +30,8 @@ bool is_bfloat16(const SharedProblem& problem) {
 bool is_bfloat16(const DirectedProblem& problem) {
   return problem.query.type == ElementType::bfloat16;
 }
+#else
+using Arithmetic = Float32;
 #endif
 
 // A kernel of this set, or the one of the same name that serves float32 and float16.
