@@ -249,6 +249,16 @@ BACKWARD = {
         None,
         shared_bytes=1024,
     ),
+    "padded rows keep a gradient": Mutation(
+        "owner_backward.h", "clear_rows(grad_x_rmem, real);", "", None, shared_bytes=1024
+    ),
+    "own rows of another tensor are held": Mutation(
+        "owner_backward.h",
+        "Smem.own_value, holds_own>",
+        "Smem.own_x, holds_own>",
+        None,
+        shared_bytes=1024,
+    ),
 }
 
 
