@@ -44,25 +44,30 @@ const Finders& finders_of(Element element) {
   return finders[static_cast<int>(element)];
 }
 
-const void* find_kernel(const KernelId& kernel) {
+Find finder_of(const KernelId& kernel) {
   const Finders& finders = finders_of(kernel.element);
   switch (kernel.role) {
     case KernelRole::directed_forward:
-      return finders.directed_forward(kernel);
+      return finders.directed_forward;
     case KernelRole::shared_forward:
-      return finders.shared_forward ? finders.shared_forward(kernel) : nullptr;
+      return finders.shared_forward;
     case KernelRole::shared_short:
-      return finders.shared_short ? finders.shared_short(kernel) : nullptr;
+      return finders.shared_short;
     case KernelRole::once_backward:
     case KernelRole::merge_gradients:
-      return finders.once_backward ? finders.once_backward(kernel) : nullptr;
+      return finders.once_backward;
     case KernelRole::query_backward:
     case KernelRole::key_backward:
     case KernelRole::shared_backward:
-      return finders.owner_backward(kernel);
+      return finders.owner_backward;
     default:
-      return finders.small_kernels(kernel);
+      return finders.small_kernels;
   }
+}
+
+const void* find_kernel(const KernelId& kernel) {
+  const Find find = finder_of(kernel);
+  return find ? find(kernel) : nullptr;
 }
 
 void check(cudaError_t error, const std::string& what) {

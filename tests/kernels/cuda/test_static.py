@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.cuda.emulation import SOURCES
+from tests.native.run import load_setup
 from tests.ptx.compilers import has_nvcc
 
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc on the PATH compiles the kernels")
 
-# As in setup.py: from where on a source is compiled for the architecture itself.
-OWN_FROM = {"shared_forward": 90, "shared_short": 100}
+OWN_FROM = load_setup().CUDA_KERNELS_OF_ARCHITECTURES
 # Threads of a block, by the kernel's suffix; 128 for all others.
 THREADS = {"rows128": 256, "rows384": 256}
 KERNEL = re.compile(
@@ -28,7 +28,7 @@ KERNEL = re.compile(
 
 def compile_source(name: str, columns: int, element: str, arch: str, folder: Path) -> str:
     command = ["nvcc", "-cubin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
-    is_own = int(re.sub(r"\D", "", arch)) >= OWN_FROM.get(name, math.inf)
+    is_own = int(re.sub(r"\D", "", arch)) >= OWN_FROM.get(f"csrc/cuda/{name}.cu", math.inf)
     compiled_for = arch.replace("sm", "compute") if is_own else "compute_80"
     command += [f"-gencode=arch={compiled_for},code={arch}"]
     command += [f"-DMMER_ELEMENT={element}", f"-DMMER_ONLY_COLUMNS={columns}"]
